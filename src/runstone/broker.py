@@ -1,0 +1,31 @@
+"""The seam to a broker: hints, which may be lost, doubled or late. Never the truth.
+
+A hint changes latency only: whoever waits for one also looks at the log every second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import msgspec
+
+
+class Hint(msgspec.Struct, frozen=True):
+    """`events`: the thread `id` has events up to `seq`. `work`: there may be a run to claim. `cancel`: of the run `id`."""
+
+    about: Literal["events", "work", "cancel"]
+    id: str = ""
+    seq: int = 0
+
+
+class Broker(Protocol):
+    async def open(self, receive: Callable[[Hint], None]) -> None:
+        """From now on every hint that arrives is given to `receive`, on the event loop."""
+        ...
+
+    async def close(self) -> None: ...
+
+    def publish(self, hint: Hint) -> None:
+        """Sends without waiting and without raising."""
+        ...

@@ -1,0 +1,13 @@
+"""Ids: a prefix that says what it names, and a UUIDv7, so that ids sort roughly by birth."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import uuid_utils
+
+Prefix = Literal["thr", "run", "msg", "act", "apr", "art", "err", "wrk"]
+
+
+def new_id(prefix: Prefix) -> str:
+    return f"{prefix}_{uuid_utils.uuid7()}"

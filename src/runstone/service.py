@@ -1,0 +1,51 @@
+"""The life of a background service: started once, stopped once, and what it runs is never lost sight of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import structlog
+
+logger = structlog.get_logger(__name__)
+
+
+class Tasks:
+    """The tasks of one owner: kept alive while they run, their errors reported, all of them ended with the owner."""
+
+    def __init__(self, name: str, on_crash: Callable[[BaseException], None] | None = None) -> None:
+        self._name = name
+        self._on_crash = on_crash
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work, name=f"{self._name}:{name}")
+        self._running.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    async def stop(self) -> None:
+        """Cancels what runs and waits for it; safe twice, and before `start`."""
+        current = asyncio.current_task()
+        mine = [task for task in self._running if task is not current]
+        for task in mine:
+            task.cancel()
+        await asyncio.gather(*mine, return_exceptions=True)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a background task died", task=task.get_name(), exc_info=error)
+            if self._on_crash is not None:
+                self._on_crash(error)
+
+
+async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    """Does the work again and again, with a pause after each."""
+    while True:
+        await asyncio.sleep(seconds)
+        await work()

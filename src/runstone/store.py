@@ -1,0 +1,185 @@
+"""The seam to a database: commit batches, read events, read rows.
+
+A store is the only thing that knows how rows are kept. What changes them is decided elsewhere, by pure
+functions: a `Command` names the facts it needs and decides, on facts read in the transaction that will carry
+its decision out, which events to append. One contract suite runs on every store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import msgspec
+from msgspec import Raw
+
+from runstone.errors import RunstoneError
+from runstone.events import Draft, Event, OnBusy, OnCrash
+from runstone.states import FINISHED, Status
+from runstone.views import Page, Rows, ThreadRef
+
+
+class RunRow(msgspec.Struct, frozen=True):
+    """A run, as decisions see it."""
+
+    run_id: str
+    thread_id: str
+    user_id: str
+    agent: str
+    status: Status
+    attempt: int
+    input: Raw
+    metadata: Raw
+    message_id: str | None
+    parent_run_id: str | None
+    root_run_id: str
+    on_busy: OnBusy
+    on_crash: OnCrash
+    max_attempts: int
+    timeout_s: float
+    cancel_by: str | None
+    cancel_reason: str | None
+    cancel_deadline: str | None  # null: no cancel was asked for
+    usage: Raw  # sums over all attempts
+    first_seq: int
+
+    @property
+    def ended(self) -> bool:
+        return self.status in FINISHED
+
+    @property
+    def thread(self) -> ThreadRef:
+        return ThreadRef(self.thread_id, self.user_id)
+
+
+class OpenMessage(msgspec.Struct, frozen=True):
+    """A message that is still streaming, folded from what is in the log."""
+
+    message_id: str
+    parts: bytes
+    length: int
+
+
+class OpenAction(msgspec.Struct, frozen=True):
+    action_id: str
+    started_at: int
+    private: bool
+
+
+class Unfinished(msgspec.Struct, frozen=True):
+    """An unfinished run with what it left open."""
+
+    run: RunRow
+    messages: tuple[OpenMessage, ...] = ()
+    actions: tuple[OpenAction, ...] = ()
+
+
+class KeyRow(msgspec.Struct, frozen=True):
+    """A caller's own id of what it made, with the digest of the request that made it."""
+
+    user_id: str
+    kind: str  # thread or run
+    key: str
+    digest: str
+    made: str  # the id of the thread or run
+    thread_id: str  # the key goes when the thread goes
+
+
+class Need(msgspec.Struct, frozen=True, kw_only=True):
+    """The facts a command decides on. `user_id` is the owner in every look-up; null only for the runtime itself."""
+
+    user_id: str | None = None
+    thread_id: str | None = None
+    thread_key: str | None = None
+    run_id: str | None = None
+    key: tuple[str, str] | None = None  # kind, key
+    thread_runs: bool = False  # the thread's unfinished runs
+    open_items: bool = False  # with their open messages and actions
+    claim: tuple[frozenset[str], int] | None = None  # agents, at most so many
+    orphans: int = 0  # runs under way without an owner, at most so many
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is true in the transaction; null where there is no such row, or it is not the user's."""
+
+    now_us: int
+    thread: ThreadRef | None = None
+    run: Unfinished | None = None  # also when it has ended
+    thread_runs: tuple[Unfinished, ...] = ()  # unfinished, in the order they were queued
+    key: KeyRow | None = None
+    claimable: tuple[RunRow, ...] = ()
+    orphans: tuple[Unfinished, ...] = ()
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command appends, per thread and in order, and what it answers."""
+
+    appends: Sequence[tuple[ThreadRef, Sequence[Draft]]] = ()
+    keys: Sequence[KeyRow] = ()
+    result: Any = None
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """Read facts, decide, append: in one transaction. `decide` is pure and refuses by raising RunstoneError."""
+
+    need: Need
+    decide: Callable[[Facts], Decision]
+
+
+class Append(msgspec.Struct, frozen=True):
+    """Events of one attempt of a run; refused with `StaleAttempt` once the run has ended or moved on."""
+
+    run_id: str
+    attempt: int
+    drafts: Sequence[Draft]
+
+
+Entry: TypeAlias = "Append | Command"
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """What a batch has become: per entry its result or its refusal, per thread its new events."""
+
+    outcomes: Sequence[Any | RunstoneError]
+    events: dict[ThreadRef, list[Event]]
+    seconds: float  # that the transaction took
+
+
+class Store(Protocol):
+    """The contract every implementation keeps.
+
+    - `commit` is one transaction: all of the batch is durable when it returns, or none of it. An entry that is
+      refused hurts only itself. A `StoreFailed` is for ever: the caller must stop acknowledging and showing.
+    - `seq` is gapless per thread and `pos` per shard, in the order of commit.
+    - Calls of `commit` are made one at a time, by the log.
+    - Reads are bounded pages, see only what is committed, and end before they return.
+    """
+
+    @property
+    def generation(self) -> str:
+        """The name of this history; a restore changes it."""
+        ...
+
+    @property
+    def rows(self) -> Rows: ...
+
+    async def open(self) -> None:
+        """Raises StoreLocked, StoreTooNew, StoreOutdated or BadConfig."""
+        ...
+
+    async def close(self) -> None: ...
+
+    async def commit(self, batch: Sequence[Entry]) -> Committed: ...
+
+    async def events(self, thread: ThreadRef, *, after: int, limit: int, bytes_max: int) -> Page: ...
+
+    async def events_before(self, thread: ThreadRef, *, before: int, limit: int, bytes_max: int) -> Page: ...
+
+    async def heads(self, threads: Sequence[ThreadRef]) -> list[int]:
+        """The newest seq of each thread; 0 where there is none."""
+        ...
+
+    async def run_row(self, run_id: str) -> RunRow | None:
+        """A run as the runtime needs it."""
+        ...
+

@@ -1,0 +1,1 @@
+"""Implementations of the store seam, and the migrations they share."""
