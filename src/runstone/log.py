@@ -33,12 +33,14 @@ from runstone.limits import (
 )
 from runstone.metrics import Metrics
 from runstone.service import Tasks, every
+from runstone.states import TERMINAL_EVENTS
 from runstone.store import Append, Command, Committed, Entry, RunRow, Store
 from runstone.views import Page, Rows, ThreadRef
 
 logger = structlog.get_logger(__name__)
 
 POLL_S = 1.0  # how late an event may be when its hint was lost
+_MAKE_WORK = TERMINAL_EVENTS | {"run_queued"}  # a new run, or room for the next one of a thread
 _YIELD_EVERY = 32  # buffered writes between two turns of the loop, so that one run cannot hold it
 _DRAFT_BYTES = 256  # what a draft that is not text counts in the buffer
 
@@ -92,9 +94,6 @@ class Log:
     def listen(self, listener: Callable[[Hint], None]) -> None:
         """Every hint that is not about events goes to the listener: work, cancel."""
         self._listeners.append(listener)
-
-    def hint(self, hint: Hint) -> None:
-        self._broker.publish(hint)
 
     # --- append -----------------------------------------------------------------------------------------
 
@@ -168,10 +167,19 @@ class Log:
         for thread, events in committed.events.items():
             self._windows.add(thread, events, now)
             self._broker.publish(Hint("events", thread.thread_id, events[-1].seq))
+            self._tell_workers(events)
             count += len(events)
         self._metrics.commit_seconds.observe(committed.seconds)
         self._metrics.batch_events.observe(count)
         self._metrics.events_appended.inc(count)
+
+    def _tell_workers(self, events: Sequence[Event]) -> None:
+        """Nobody who appends has to think of hints: they follow from the events."""
+        for event in events:
+            if event.type == "cancel_requested":
+                self._broker.publish(Hint("cancel", event.run_id or ""))
+            elif event.type in _MAKE_WORK:
+                self._broker.publish(Hint("work"))
 
     def _fail(self, failure: StoreFailed, owners: Sequence[Outbox | asyncio.Future[Any]] = ()) -> None:
         """Fail-stop: whoever waits is told, whoever watches is woken to be told."""
@@ -230,6 +238,10 @@ class Log:
 
     async def run_row(self, run_id: str) -> RunRow | None:
         return await self._store.run_row(run_id)
+
+    async def cancelling(self) -> list[str]:
+        """Unfinished runs that a cancel was asked for."""
+        return await self._store.cancelling()
 
     async def read(self, thread: ThreadRef, *, after: int, limit: int = PAGE_ROWS_MAX) -> Page:
         """Events after a seq: those in memory, or one page from the store."""

@@ -28,6 +28,10 @@ class Tasks:
         task.add_done_callback(self._done)
         return task
 
+    async def wait(self) -> None:
+        """Returns when all that runs now has ended by itself."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+
     async def stop(self) -> None:
         """Cancels what runs and waits for it; safe twice, and before `start`."""
         current = asyncio.current_task()

@@ -183,3 +183,6 @@ class Store(Protocol):
         """A run as the runtime needs it."""
         ...
 
+    async def cancelling(self) -> list[str]:
+        """Unfinished runs that a cancel was asked for, by id."""
+        ...

@@ -91,6 +91,9 @@ class SqliteStore:
     async def run_row(self, run_id: str) -> RunRow | None:
         return await self.read(Reader.run_row, run_id)
 
+    async def cancelling(self) -> list[str]:
+        return await self.read(Reader.cancelling)
+
     async def read(self, method: Callable[Concatenate[Reader, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """One read, in a reader thread, on that thread's own connection."""
         return await self._in(self._reading, lambda: method(self._reader(), *args, **kwargs))
@@ -129,6 +132,9 @@ class SqliteRows:
 
     async def actions(self, user_id: str, query: ListQuery) -> Listing[Action]:
         return await self._read(Reader.actions, user_id, query)
+
+    async def message(self, user_id: str, message_id: str) -> Message | None:
+        return await self._read(Reader.message, user_id, message_id)
 
     async def state(self, user_id: str, thread_id: str, *, private: bool) -> tuple[dict[str, Json], int]:
         return await self._read(Reader.state, user_id, thread_id, private)

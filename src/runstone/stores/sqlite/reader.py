@@ -139,6 +139,11 @@ class Reader:
             row = self._db.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE run_id = ?", (run_id,)).fetchone()  # noqa: S608
             return None if row is None else run_row(row)
 
+    def cancelling(self) -> list[str]:
+        with failing():
+            sql = "SELECT run_id FROM runs WHERE ended_at IS NULL AND cancel_deadline IS NOT NULL"
+            return [row[0] for row in self._db.execute(sql)]
+
     def threads(self, user_id: str, query: ListQuery) -> Listing[Thread]:
         where = _Where("user_id = ?", user_id).plus("deleted_at IS NULL")
         with self._snapshot():
@@ -154,6 +159,8 @@ class Reader:
     def messages(self, user_id: str, query: ListQuery) -> Listing[Message]:
         where = self._under_thread(user_id, query, child_column="run_id")
         where.equal("role", query.role)
+        if query.before_seq is not None:
+            where.plus("first_seq < ?", query.before_seq)
         where.equal("status", query.status)
         if not query.superseded:
             where.plus("status <> 'superseded'")
@@ -162,9 +169,16 @@ class Reader:
                 user_id, query, lambda: self._listing(_MESSAGE, where, query, ("first_seq", "message_id"), self._message)
             )
 
+    def message(self, user_id: str, message_id: str) -> Message | None:
+        with self._snapshot():
+            found = self._records(f"{_MESSAGE} WHERE message_id = ? AND user_id = ?", (message_id, user_id))
+            return self._message(found[0]) if found else None
+
     def actions(self, user_id: str, query: ListQuery) -> Listing[Action]:
         where = self._under_thread(user_id, query, child_column="run_id")
         where.equal("status", query.status)
+        if query.before_seq is not None:
+            where.plus("seq < ?", query.before_seq)
         with self._snapshot():
             return self._under_head(user_id, query, lambda: self._listing(_ACTION, where, query, ("seq", "action_id"), _action))
 

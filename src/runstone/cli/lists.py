@@ -1,0 +1,114 @@
+"""The commands that list what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, TypeAlias
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from runstone.cli.session import EXIT_OK, AsJson, Token, Url, console, session
+from runstone.client import Client
+from runstone.resources import Resource, Thread
+from runstone.terminal import clean
+
+LIMIT_DEFAULT = 20  # about a screen
+PIPE_WIDTH_CHARS = 200  # a pipe has no width: wide enough that no row is broken
+
+Limit: TypeAlias = Annotated[int, typer.Option("--limit", min=1, help="How many, newest activity first.")]
+
+STYLES = {"running": "cyan", "queued": "cyan", "waiting": "yellow", "failed": "red", "cancelled": "yellow"}
+
+
+def threads(
+    limit: Limit = LIMIT_DEFAULT, as_json: AsJson = False, url: Url = None, token: Token = None
+) -> None:
+    """List threads."""
+
+    async def work(client: Client) -> int:
+        found = await client.threads(limit=limit)
+        if as_json:
+            _print_json(found)
+        else:
+            rows = [[_id(t.thread_id), _status(t.status), _time(t.updated_at), _title(t)] for t in found]
+            _print_table(
+                ["thread", "status", "active", "about"], rows, "No threads yet: `runstone run AGENT INPUT`."
+            )
+        return EXIT_OK
+
+    session(url, token, work)
+
+
+def runs(
+    status: Annotated[
+        str | None, typer.Option("--status", help="Only these: queued, running, waiting, …")
+    ] = None,
+    agent: Annotated[str | None, typer.Option("--agent", help="Only of this agent.")] = None,
+    thread: Annotated[str | None, typer.Option("--thread", help="Only in this thread.")] = None,
+    limit: Limit = LIMIT_DEFAULT,
+    as_json: AsJson = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """List runs."""
+
+    async def work(client: Client) -> int:
+        found = await client.runs(status=status, agent=agent, thread_id=thread, limit=limit)
+        if as_json:
+            _print_json(found)
+        else:
+            rows = [
+                [
+                    _id(r.run_id),
+                    Text(clean(r.agent)),
+                    _status(r.status),
+                    _time(r.created_at),
+                    _id(r.thread_id),
+                ]
+                for r in found
+            ]
+            _print_table(
+                ["run", "agent", "status", "started", "thread"], rows, "No runs: `runstone run AGENT INPUT`."
+            )
+        return EXIT_OK
+
+    session(url, token, work)
+
+
+def _print_json(found: Sequence[Resource]) -> None:
+    for resource in found:
+        typer.echo(resource.model_dump_json())
+
+
+def _print_table(columns: list[str], rows: list[list[Text]], nothing: str) -> None:
+    out = console()
+    if not rows:
+        typer.echo(nothing, err=True)
+        return
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    if not out.is_terminal:
+        out.width = PIPE_WIDTH_CHARS
+    out.print(table)
+
+
+def _id(id: str) -> Text:
+    return Text(id, no_wrap=True)  # to be copied whole
+
+
+def _status(status: str) -> Text:
+    return Text(status, STYLES.get(status, ""))
+
+
+def _time(time: datetime) -> Text:
+    return Text(f"{time.astimezone():%Y-%m-%d %H:%M:%S}", "dim", no_wrap=True)
+
+
+def _title(thread: Thread) -> Text:
+    said = thread.last_message.content if thread.last_message else ""
+    return Text(" ".join(clean(thread.title or said).split()), no_wrap=True, overflow="ellipsis")

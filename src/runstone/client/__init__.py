@@ -1,0 +1,8 @@
+"""The Python client: starts runs, follows them through every cut of the network, and reads what is kept."""
+
+from runstone.client.asgi import AsgiTransport
+from runstone.client.client import Client, EventPage, Health
+from runstone.client.runs import RunHandle
+from runstone.client.stream import Event, EventStream
+
+__all__ = ["AsgiTransport", "Client", "Event", "EventPage", "EventStream", "Health", "RunHandle"]

@@ -1,0 +1,188 @@
+"""The gateway as one ASGI application: the gate, then the routes and the streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, Response
+from starlette.routing import WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import runstone
+from runstone import metrics as metrics_module
+from runstone.config import Config
+from runstone.errors import RunstoneError, StoreFailed
+from runstone.gateway.bodies import invalid
+from runstone.gateway.gate import USER_KEY, Gate
+from runstone.gateway.problems import of_status, problem, unexpected
+from runstone.gateway.rest import SCHEMAS, Routes
+from runstone.gateway.sse import Streaming
+from runstone.gateway.streams import ClosingReason, Streams
+from runstone.gateway.ws import WebSockets, refuse
+from runstone.log import Log
+from runstone.metrics import Metrics
+from runstone.runtime.definitions import Agents
+from runstone.service import Tasks
+
+logger = structlog.get_logger(__name__)
+
+_OPEN_TO_FAILURE = "/healthz"  # the one route that answers whatever happened to the store
+
+
+class Gateway:
+    """What the world may ask of a log, as ASGI."""
+
+    def __init__(self, log: Log, agents: Agents, config: Config, metrics: Metrics) -> None:
+        self._log = log
+        self._metrics = metrics
+        self._gate = Gate(origins=config.origins, hosts=config.hosts)
+        self._streams = Streams(metrics, per_user_max=config.sockets_a_user)
+        self._tasks = Tasks("gateway")
+        shared = Streaming(
+            log, self._streams, metrics, self._tasks, config.heartbeat_s, config.send_deadline_s
+        )
+        self._app = self._routes(shared, agents)
+        self._inner: ASGIApp = self._app
+        if config.origins:
+            self._inner = CORSMiddleware(
+                self._app,
+                allow_origins=list(config.origins),
+                allow_methods=["GET", "POST", "PATCH", "DELETE"],
+                allow_headers=["authorization", "content-type", "idempotency-key", "last-event-id"],
+            )
+
+    async def close(self, reason: ClosingReason = "restarting") -> None:
+        """Says goodbye to every stream; safe twice."""
+        await self._streams.close(reason)
+
+    async def stop(self) -> None:
+        await self._streams.close("restarting")
+        await self._tasks.stop()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._admit(scope)
+        except RunstoneError as refusal:
+            answer = problem(refusal)
+            if scope["type"] == "websocket":
+                await receive()  # websocket.connect
+                await refuse(scope, receive, send, answer)
+            else:
+                await answer(scope, receive, send)
+            return
+        await self._inner(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> None:
+        scope[USER_KEY] = self._gate.user(scope)
+        path: str = scope["path"]
+        if self._log.failure is not None and not path.endswith(_OPEN_TO_FAILURE):
+            raise StoreFailed(self._log.failure.detail)
+
+    def _routes(self, shared: Streaming, agents: Agents) -> FastAPI:
+        app = FastAPI(
+            title="Runstone",
+            version=runstone.__version__,
+            description="Agent runs, written in stone. The streams are described in PROTOCOL.md.",
+            docs_url=None,  # its page loads scripts from elsewhere; no request leaves the server's own origin
+            redoc_url=None,
+        )
+        app.include_router(Routes(shared, agents).router())
+        app.router.routes.append(WebSocketRoute("/v1/ws", WebSockets(shared)))
+        app.add_api_route("/healthz", self._healthz, methods=["GET"], response_model=None)
+        app.add_api_route("/readyz", self._readyz, methods=["GET"], response_model=None)
+        app.add_api_route(
+            "/metrics", self._exposition, methods=["GET"], response_model=None, include_in_schema=False
+        )
+        app.add_exception_handler(RunstoneError, _refused)
+        app.add_exception_handler(RequestValidationError, _not_valid)
+        app.add_exception_handler(HTTPException, _not_routed)
+        app.add_exception_handler(Exception, _not_foreseen)
+        app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+        return app
+
+    async def _healthz(self) -> Response:
+        """The process is alive."""
+        return JSONResponse({"status": "ok"})
+
+    async def _readyz(self) -> Response:
+        """Whether the server can take work: ready or not."""
+        if self._streams.closing is not None:
+            return JSONResponse({"status": "stopping", "reasons": ["the server is restarting"]}, 503)
+        return JSONResponse({"status": "ready", "reasons": []})
+
+    async def _exposition(self) -> Response:
+        return Response(self._metrics.exposition(), headers={"content-type": metrics_module.CONTENT_TYPE})
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RunstoneError)
+    return problem(unexpected(error) if error.code == "internal" else error)
+
+
+async def _not_valid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = [item | {"loc": item["loc"][1:] or item["loc"]} for item in error.errors()]
+    return problem(invalid(found))
+
+
+async def _not_routed(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return problem(of_status(error.status_code, str(error.detail)))
+
+
+async def _not_foreseen(_request: Request, error: Exception) -> Response:
+    return problem(unexpected(error))
+
+
+_PROBLEM: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "title", "status", "code", "detail", "remedy"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "code": {"type": "string"},
+        "detail": {"type": "string"},
+        "remedy": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"path": {"type": "string"}, "detail": {"type": "string"}},
+            },
+        },
+    },
+}
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The document, with the bodies that we read ourselves, and problems for every refusal."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes
+    )
+    _, extra = models_json_schema(
+        [(model, "validation") for model in SCHEMAS], ref_template="#/components/schemas/{model}"
+    )
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for name, schema in extra.get("$defs", {}).items():
+        schemas.setdefault(name, schema)
+    schemas["Problem"] = _PROBLEM
+    refusal = {
+        "description": "A problem: code says which, remedy what to do",
+        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = refusal
+    app.openapi_schema = document
+    return document

@@ -1,0 +1,563 @@
+"""The routes: requests become commands and queries; what comes back is a resource or a problem."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from fastapi import APIRouter, Query, Request
+from msgspec import UNSET
+from pydantic import JsonValue
+from starlette.responses import JSONResponse, Response
+
+from runstone import commands, values
+from runstone.commands import ImportedMessage, Key, Made, NewRun, NewThread
+from runstone.errors import CursorAhead, GenerationChanged, Invalid, NotFound
+from runstone.events import Event
+from runstone.gateway import bodies
+from runstone.gateway.gate import USER_KEY
+from runstone.gateway.sse import EventStream, Streaming
+from runstone.limits import PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX, WAIT_S_MAX
+from runstone.protocol import CURSOR_MAX, Filter, cursor_of, types_of
+from runstone.resources import Action, Listing, Message, Resource, Run, Thread
+from runstone.runtime.definitions import Agents
+from runstone.states import TERMINAL_EVENTS
+from runstone.views import ListQuery, Page, ThreadRef
+
+R = TypeVar("R", bound=Resource)
+B = TypeVar("B", bound=bodies.Body)
+
+Limit = Annotated[int, Query(ge=1, le=PAGE_ROWS_MAX, description="rows at most")]
+Cursor = Annotated[str | None, Query(max_length=1000, description="next_cursor of the page before")]
+Order = Annotated[Literal["asc", "desc"] | None, Query(description="asc: oldest first")]
+Flag = Annotated[bool, Query()]
+Seq = Annotated[int | None, Query(ge=0, le=CURSOR_MAX)]
+Text = Annotated[str | None, Query(max_length=256)]
+
+
+class EventPage(Resource):
+    """One page of events, as PROTOCOL.md gives them."""
+
+    events: list[dict[str, JsonValue]]
+    next_after: int
+    head: int
+    generation: str
+
+
+class StateBody(Resource):
+    state: dict[str, JsonValue]
+    head: int
+
+
+def body_of(model: type[bodies.Body]) -> dict[str, Any]:
+    """The request body in the OpenAPI document; it is read and checked by `bodies`."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": False, "content": {"application/json": {"schema": schema}}}}
+
+
+def listing_of(plural: str, item: str, *, head: bool) -> dict[int | str, dict[str, Any]]:
+    """The answer of a list, in the OpenAPI document."""
+    properties: dict[str, Any] = {
+        plural: {"type": "array", "items": {"$ref": f"#/components/schemas/{item}"}},
+        "next_cursor": {"type": ["string", "null"]},
+    }
+    if head:
+        properties["head"] = {"type": "integer"}
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    return {200: {"description": "One page", "content": {"application/json": {"schema": schema}}}}
+
+
+class Routes:
+    """The handlers, on what they need."""
+
+    def __init__(self, shared: Streaming, agents: Agents) -> None:
+        self._shared = shared
+        self._log = shared.log
+        self._rows = shared.log.rows
+        self._agents = agents
+
+    def router(self) -> APIRouter:
+        router = APIRouter(prefix="/v1")
+        add = router.add_api_route
+        threads, runs = "/threads/{thread_id}", "/runs/{run_id}"
+        add("/agents", self.list_agents, methods=["GET"], response_model=None)
+        add(
+            "/threads",
+            self.create_thread,
+            methods=["POST"],
+            status_code=201,
+            response_model=Thread,
+            openapi_extra=body_of(bodies.NewThreadBody),
+        )
+        add(
+            "/threads",
+            self.list_threads,
+            methods=["GET"],
+            response_model=None,
+            responses=listing_of("threads", "Thread", head=False),
+        )
+        add(threads, self.get_thread, methods=["GET"], response_model=Thread)
+        add(
+            threads,
+            self.update_thread,
+            methods=["PATCH"],
+            response_model=Thread,
+            openapi_extra=body_of(bodies.UpdateThreadBody),
+        )
+        add(threads, self.delete_thread, methods=["DELETE"], status_code=204, response_model=None)
+        add(
+            f"{threads}/runs",
+            self.start_in_thread,
+            methods=["POST"],
+            status_code=201,
+            response_model=Run,
+            openapi_extra=body_of(bodies.NewRunBody),
+        )
+        add(
+            "/runs",
+            self.start_anywhere,
+            methods=["POST"],
+            status_code=201,
+            response_model=Run,
+            openapi_extra=body_of(bodies.NewRunAnywhereBody),
+        )
+        add(
+            "/runs",
+            self.list_runs,
+            methods=["GET"],
+            response_model=None,
+            responses=listing_of("runs", "Run", head=False),
+        )
+        add(runs, self.get_run, methods=["GET"], response_model=Run)
+        add(
+            f"{runs}/cancel",
+            self.cancel_run,
+            methods=["POST"],
+            status_code=202,
+            response_model=Run,
+            openapi_extra=body_of(bodies.CancelBody),
+        )
+        add(
+            f"{threads}/messages",
+            self.list_messages,
+            methods=["GET"],
+            response_model=None,
+            responses=listing_of("messages", "Message", head=True),
+        )
+        add(
+            f"{threads}/actions",
+            self.list_actions,
+            methods=["GET"],
+            response_model=None,
+            responses=listing_of("actions", "Action", head=True),
+        )
+        add(f"{threads}/state", self.get_state, methods=["GET"], response_model=StateBody)
+        add(f"{threads}/events", self.thread_events, methods=["GET"], response_model=EventPage)
+        add(f"{runs}/events", self.run_events, methods=["GET"], response_model=EventPage)
+        return router
+
+    # --- agents and threads ---------------------------------------------------------------------------------
+
+    async def list_agents(self) -> Response:
+        """The agents that can be started, with the schemas of their inputs."""
+        return JSONResponse({"agents": [info.model_dump(mode="json") for info in self._agents.infos()]})
+
+    async def create_thread(self, request: Request) -> Response:
+        """A new thread, with an imported history if messages are given."""
+        value, body = await self._body(request, bodies.NewThreadBody)
+        new = NewThread(
+            title=body.title,
+            metadata=bodies.metadata_of(body.metadata),
+            key=bodies.key_of(request, value, body.key),
+            messages=[
+                ImportedMessage(item.role, bodies.parts_of(item.parts), bodies.metadata_of(item.metadata))
+                for item in body.messages
+            ],
+        )
+        user_id = _user(request)
+        made: Made = await self._log.append(commands.create_thread(user_id, new))
+        return _resource(await self._thread(user_id, made.id), 201 if made.new else 200)
+
+    async def list_threads(
+        self, request: Request, limit: Limit = PAGE_ROWS_DEFAULT, cursor: Cursor = None, order: Order = None
+    ) -> Response:
+        query = ListQuery(limit=limit, cursor=cursor, descending=order != "asc")
+        return _listing("threads", await self._rows.threads(_user(request), query))
+
+    async def get_thread(self, request: Request, thread_id: str) -> Response:
+        return _resource(await self._thread(_user(request), thread_id))
+
+    async def update_thread(self, request: Request, thread_id: str) -> Response:
+        """Replaces the title, the metadata, or both."""
+        _, body = await self._body(request, bodies.UpdateThreadBody)
+        given = body.model_fields_set
+        command = commands.update_thread(
+            _user(request),
+            thread_id,
+            title=body.title if "title" in given else UNSET,
+            metadata=bodies.metadata_of(body.metadata) or values.raw({}) if "metadata" in given else UNSET,
+        )
+        await self._log.append(command)
+        return _resource(await self._thread(_user(request), thread_id))
+
+    async def delete_thread(self, request: Request, thread_id: str) -> Response:
+        """Ends the thread's unfinished runs at once, then the thread."""
+        await self._log.append(commands.delete_thread(_user(request), thread_id))
+        return Response(status_code=204)
+
+    # --- runs -------------------------------------------------------------------------------------------------
+
+    async def start_in_thread(self, request: Request, thread_id: str) -> Response:
+        """Starts an agent in a thread."""
+        value, body = await self._body(request, bodies.NewRunBody)
+        return await self._start(request, value, body, thread_id=thread_id)
+
+    async def start_anywhere(self, request: Request) -> Response:
+        """Starts an agent in a new thread, or in the one with a key."""
+        value, body = await self._body(request, bodies.NewRunAnywhereBody)
+        thread_key = None
+        if body.thread_key is not None:
+            # as if the thread had been made by a request of its own with this key
+            made_by = values.encode(["POST", _sibling(request, "threads"), {}])
+            thread_key = Key(values.mend(body.thread_key), values.digest(made_by))
+        return await self._start(request, value, body, thread_key=thread_key)
+
+    async def _start(
+        self,
+        request: Request,
+        value: dict[str, values.Json],
+        body: bodies.NewRunBody,
+        *,
+        thread_id: str | None = None,
+        thread_key: Key | None = None,
+    ) -> Response:
+        user_id = _user(request)
+        agent = self._agents.get(body.agent)
+        given, message, message_metadata = bodies.input_and_message(body)
+        agent.parameters.arguments(given)
+        new = NewRun(
+            agent=agent.name,
+            input=bodies.sized("input", given),
+            message=message,
+            message_metadata=message_metadata,
+            metadata=bodies.metadata_of(body.metadata),
+            on_busy=body.on_busy,
+            key=bodies.key_of(request, value, body.key),
+            on_crash=agent.on_crash,
+            max_attempts=agent.max_attempts,
+            timeout_s=agent.timeout_s,
+        )
+        command = commands.start_run(user_id, new, thread_id=thread_id, thread_key=thread_key)
+        made: Made = await self._log.append(command)
+        run = await self._run(user_id, made.id)
+        if body.on_busy == "interrupt" and made.new:
+            run = run.model_copy(update={"interrupted": list(made.interrupted)})
+        return _resource(run, 201 if made.new else 200)
+
+    async def list_runs(
+        self,
+        request: Request,
+        limit: Limit = PAGE_ROWS_DEFAULT,
+        cursor: Cursor = None,
+        order: Order = None,
+        status: Text = None,
+        agent: Text = None,
+        thread_id: Text = None,
+    ) -> Response:
+        query = ListQuery(
+            limit=limit,
+            cursor=cursor,
+            descending=order != "asc",
+            status=status,
+            agent=agent,
+            thread_id=thread_id,
+        )
+        return _listing("runs", await self._rows.runs(_user(request), query))
+
+    async def get_run(
+        self,
+        request: Request,
+        run_id: str,
+        wait_s: Annotated[
+            float, Query(ge=0, description="seconds to wait for the end; above 60 counts as 60")
+        ] = 0,
+    ) -> Response:
+        user_id = _user(request)
+        run = await self._run(user_id, run_id)
+        if wait_s and not run.ended:
+            run = await self._wait_for_end(user_id, run, min(wait_s, WAIT_S_MAX))
+        return _resource(run)
+
+    async def _wait_for_end(self, user_id: str, run: Run, wait_s: float) -> Run:
+        woken = asyncio.Event()
+        thread = ThreadRef(run.thread_id, user_id)
+        async with self._log.tail(thread, after=run.first_seq, wake=woken.set) as tail:
+            tail.cursor = tail.head
+            run = await self._run(user_id, run.run_id)  # it may have ended before the tail began
+            try:
+                async with asyncio.timeout(wait_s):
+                    while not run.ended:
+                        await woken.wait()
+                        woken.clear()
+                        while tail.behind:
+                            if _ends((await tail.read()).events, run.run_id):
+                                run = await self._run(user_id, run.run_id)
+            except TimeoutError:
+                pass
+        return run
+
+    async def cancel_run(self, request: Request, run_id: str) -> Response:
+        """Asks the run to stop: 202; 200 if it had ended before."""
+        _, body = await self._body(request, bodies.CancelBody)
+        reason = None if body.reason is None else values.mend(body.reason)
+        unfinished: bool = await self._log.append(commands.cancel_run(_user(request), run_id, reason))
+        return _resource(await self._run(_user(request), run_id), 202 if unfinished else 200)
+
+    # --- under a thread -----------------------------------------------------------------------------------------
+
+    async def list_messages(
+        self,
+        request: Request,
+        thread_id: str,
+        limit: Limit = PAGE_ROWS_DEFAULT,
+        cursor: Cursor = None,
+        order: Order = None,
+        role: Annotated[Literal["user", "assistant"] | None, Query()] = None,
+        status: Text = None,
+        run_id: Text = None,
+        children: Flag = False,
+        superseded: Flag = False,
+    ) -> Response:
+        query = ListQuery(
+            limit=limit,
+            cursor=cursor,
+            descending=order == "desc",
+            thread_id=thread_id,
+            role=role,
+            status=status,
+            run_id=run_id,
+            children=children,
+            superseded=superseded,
+        )
+        return _listing("messages", await self._rows.messages(_user(request), query))
+
+    async def list_actions(
+        self,
+        request: Request,
+        thread_id: str,
+        limit: Limit = PAGE_ROWS_DEFAULT,
+        cursor: Cursor = None,
+        order: Order = None,
+        status: Text = None,
+        run_id: Text = None,
+        children: Flag = False,
+    ) -> Response:
+        query = ListQuery(
+            limit=limit,
+            cursor=cursor,
+            descending=order == "desc",
+            thread_id=thread_id,
+            status=status,
+            run_id=run_id,
+            children=children,
+        )
+        return _listing("actions", await self._rows.actions(_user(request), query))
+
+    async def get_state(self, request: Request, thread_id: str) -> Response:
+        """The public keys of the thread's state."""
+        state, head = await self._rows.state(_user(request), thread_id, private=False)
+        return JSONResponse({"state": state, "head": head})
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    async def thread_events(
+        self,
+        request: Request,
+        thread_id: str,
+        after: Seq = None,
+        before: Seq = None,
+        limit: Limit = PAGE_ROWS_DEFAULT,
+        types: Annotated[
+            str | None, Query(max_length=2000, description="event types, comma-separated")
+        ] = None,
+        run_id: Text = None,
+        generation: Text = None,
+    ) -> Response:
+        """A page of the thread's events, or a live stream with `Accept: text/event-stream`."""
+        thread = await self._log.find(_user(request), thread_id)
+        family = None
+        if run_id is not None:
+            family = await self._family(request, run_id)
+        asked = _Asked.of(
+            request, after=after, before=before, limit=limit, types=types, generation=generation
+        )
+        self._check_generation(asked)
+        if asked.live:
+            return EventStream(
+                self._shared, thread, Filter(asked.types, family), after=asked.after, until_run=None
+            )
+        return await self._page(thread, asked, family, first=0)
+
+    async def run_events(
+        self,
+        request: Request,
+        run_id: str,
+        after: Seq = None,
+        before: Seq = None,
+        limit: Limit = PAGE_ROWS_DEFAULT,
+        types: Annotated[
+            str | None, Query(max_length=2000, description="event types, comma-separated")
+        ] = None,
+        generation: Text = None,
+    ) -> Response:
+        """The same of one run and its children; a stream ends after the run's end."""
+        run = await self._run(_user(request), run_id)
+        family = await self._family(request, run_id)
+        asked = _Asked.of(
+            request, after=after, before=before, limit=limit, types=types, generation=generation
+        )
+        self._check_generation(asked)
+        thread = ThreadRef(run.thread_id, _user(request))
+        if not asked.live:
+            return await self._page(thread, asked, family, first=run.first_seq - 1)
+        if run.last_seq is not None and asked.after >= run.last_seq:
+            head = await self._log.head(thread)
+            if asked.after > head:
+                raise CursorAhead(f"The cursor {asked.after} is beyond the thread's head {head}.")
+            return Response(status_code=204)
+        return EventStream(
+            self._shared,
+            thread,
+            Filter(asked.types, family),
+            after=max(asked.after, run.first_seq - 1),
+            until_run=run_id,
+        )
+
+    async def _page(
+        self, thread: ThreadRef, asked: _Asked, family: frozenset[str] | None, *, first: int
+    ) -> Response:
+        head = await self._log.head(thread)
+        if asked.after > head:
+            raise CursorAhead(f"The cursor {asked.after} is beyond the thread's head {head}.")
+        if asked.before is None:
+            page = await self._log.read(thread, after=max(asked.after, first), limit=asked.limit)
+        else:
+            page = await self._log.read_before(thread, before=asked.before, limit=asked.limit)
+        events = [
+            event
+            for event in page.events
+            if (asked.types is None or event.type in asked.types)
+            and (family is None or event.run_id in family)
+        ]
+        return _event_page(events, page, max(head, page.last), self._log.generation)
+
+    async def _family(self, request: Request, run_id: str) -> frozenset[str]:
+        family = await self._rows.family(_user(request), run_id)
+        if not family:
+            raise NotFound(f"There is no run {run_id}.")
+        return family
+
+    def _check_generation(self, asked: _Asked) -> None:
+        if asked.generation is not None and asked.generation != self._log.generation:
+            raise GenerationChanged("The store has been restored: its history is another one.")
+
+    # --- the pieces -------------------------------------------------------------------------------------------
+
+    async def _body(self, request: Request, model: type[B]) -> tuple[dict[str, values.Json], B]:
+        value = await bodies.read(request)
+        return value, bodies.validate(model, value)
+
+    async def _thread(self, user_id: str, thread_id: str) -> Thread:
+        thread = await self._rows.thread(user_id, thread_id)
+        if thread is None:
+            raise NotFound(f"There is no thread {thread_id}.")
+        return thread
+
+    async def _run(self, user_id: str, run_id: str) -> Run:
+        run = await self._rows.run(user_id, run_id)
+        if run is None:
+            raise NotFound(f"There is no run {run_id}.")
+        return run
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """What a request for events asks for."""
+
+    live: bool
+    after: int
+    before: int | None
+    limit: int
+    types: frozenset[str] | None
+    generation: str | None
+
+    @classmethod
+    def of(
+        cls,
+        request: Request,
+        *,
+        after: int | None,
+        before: int | None,
+        limit: int,
+        types: str | None,
+        generation: str | None,
+    ) -> _Asked:
+        live = "text/event-stream" in request.headers.get("accept", "")
+        if before is not None and (after is not None or live):
+            raise Invalid.at("before", "goes with neither after nor a stream")
+        last = request.headers.get("last-event-id") if live else None
+        if last:
+            if not (last.isascii() and last.isdigit() and len(last) <= len(str(CURSOR_MAX))):
+                raise Invalid.at("Last-Event-ID", "must be a seq")
+            after = cursor_of(int(last))
+        wanted = None if types is None else types_of(types.split(","))
+        return cls(live, after or 0, before, limit, wanted, generation)
+
+
+def _user(request: Request) -> str:
+    user_id: str = request.scope[USER_KEY]
+    return user_id
+
+
+def _sibling(request: Request, name: str) -> str:
+    return request.url.path.rsplit("/", 1)[0] + "/" + name
+
+
+def _ends(events: Any, run_id: str) -> bool:
+    return any(event.run_id == run_id and event.type in TERMINAL_EVENTS for event in events)
+
+
+def _resource(resource: Resource, status: int = 200) -> Response:
+    exclude = {"interrupted"} if isinstance(resource, Run) and resource.interrupted is None else None
+    return Response(resource.model_dump_json(exclude=exclude), status, media_type="application/json")
+
+
+def _listing(plural: str, page: Listing[Any]) -> Response:
+    items = ",".join(
+        item.model_dump_json(exclude={"interrupted"} if isinstance(item, Run) else None)
+        for item in page.items
+    )
+    rest: dict[str, values.Json] = {"next_cursor": page.next_cursor}
+    if page.head is not None:
+        rest["head"] = page.head
+    tail = values.encode(rest)[1:].decode()
+    return Response(f'{{"{plural}":[{items}],{tail}', media_type="application/json")
+
+
+def _event_page(events: list[Event], page: Page, head: int, generation: str) -> Response:
+    rest = values.encode({"next_after": page.last, "head": head, "generation": generation})[1:]
+    body = b'{"events":[' + b",".join([event.wire for event in events]) + b"]," + rest
+    return Response(body, media_type="application/json")
+
+
+SCHEMAS: tuple[type[Resource] | type[bodies.Body], ...] = (
+    Thread,
+    Run,
+    Message,
+    Action,
+    bodies.NewThreadBody,
+    bodies.UpdateThreadBody,
+    bodies.NewRunBody,
+    bodies.NewRunAnywhereBody,
+    bodies.CancelBody,
+)

@@ -1,0 +1,155 @@
+"""A thread's or a run's events as Server-Sent Events: the spec is PROTOCOL.md, section 4."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from runstone.events import Event
+from runstone.gateway.connection import Connection, connection_of, drain_or_abort
+from runstone.gateway.streams import Streams
+from runstone.limits import FRAME_BYTES_SOFT
+from runstone.log import Log, Tail
+from runstone.metrics import Metrics
+from runstone.protocol import Filter, Subscription
+from runstone.service import Tasks
+from runstone.states import TERMINAL_EVENTS
+from runstone.views import Page, ThreadRef
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Streaming(msgspec.Struct, frozen=True):
+    """What every stream of a gateway needs."""
+
+    log: Log
+    streams: Streams
+    metrics: Metrics
+    tasks: Tasks
+    heartbeat_s: float
+    send_deadline_s: float
+
+
+class EventStream(Response):
+    """The response that never hurries: it keeps a cursor, and sends what is beyond it as fast as it is read."""
+
+    def __init__(
+        self, shared: Streaming, thread: ThreadRef, wanted: Filter, *, after: int, until_run: str | None
+    ) -> None:
+        super().__init__()
+        self._shared = shared
+        self._thread = thread
+        self._wanted = wanted
+        self._after = after
+        self._until_run = until_run
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        shared, wake = self._shared, asyncio.Event()
+        with shared.streams.opened(self._thread.user_id, "sse", wake.set):
+            async with shared.log.tail(self._thread, after=self._after, wake=wake.set) as tail:
+                await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                gone = shared.tasks.start(_until_gone(receive, wake), "sse")
+                try:
+                    out = _Out(send, connection_of(scope), shared)
+                    await self._stream(tail, wake, gone, out)
+                    await out.end()
+                except (OSError, TimeoutError):
+                    pass  # the client is gone, or reads nothing; its cursor is still good
+                finally:
+                    gone.cancel()
+
+    async def _stream(self, tail: Tail, wake: asyncio.Event, gone: asyncio.Task[None], out: _Out) -> None:
+        shared = self._shared
+        subscription = Subscription(self._wanted, after=self._after, head=tail.head)
+        page = Page((), self._after)  # nothing yet, which may be all there is
+        while True:
+            wake.clear()
+            while True:
+                events, caught_up = subscription.take(page)
+                await out.events(events, caught_up)
+                if self._ended(page):
+                    return
+                if any(event.type == "thread_deleted" for event in page.events):
+                    return await out.control("closing", reason="deleted")
+                if not tail.behind or self._must_close() or gone.done():
+                    break
+                page = await tail.read()
+            if gone.done():
+                return None
+            if (reason := self._must_close()) is not None:
+                return await out.control("closing", reason=reason)
+            page = Page((), tail.cursor)
+            try:
+                async with asyncio.timeout(shared.heartbeat_s):
+                    await wake.wait()
+            except TimeoutError:
+                await out.write(b": keep-alive\n\n")
+
+    def _must_close(self) -> str | None:
+        return "store_failed" if self._shared.log.failure is not None else self._shared.streams.closing
+
+    def _ended(self, page: Page) -> bool:
+        return self._until_run is not None and any(
+            event.run_id == self._until_run and event.type in TERMINAL_EVENTS for event in page.events
+        )
+
+
+class _Out:
+    """The way to one client."""
+
+    def __init__(self, send: Send, connection: Connection | None, shared: Streaming) -> None:
+        self._send = send
+        self._connection = connection
+        self._deadline_s = shared.send_deadline_s
+        self._metrics = shared.metrics
+        self._delivered = shared.metrics.events_delivered.labels(protocol="sse")
+
+    async def events(self, events: Sequence[Event], caught_up: int | None) -> None:
+        for chunk in _chunks(events):
+            await self.write(chunk)
+        self._delivered.inc(len(events))
+        if caught_up is not None:
+            await self.control("caught_up", head=caught_up)
+
+    async def control(self, name: str, **data: str | int) -> None:
+        await self.write(b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(data)))
+
+    async def write(self, body: bytes) -> None:
+        message = {"type": "http.response.body", "body": body, "more_body": True}
+        if self._connection is not None:
+            await drain_or_abort(self._connection, self._deadline_s, self._metrics)
+            await self._send(message)
+        else:
+            async with asyncio.timeout(self._deadline_s):
+                await self._send(message)
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _until_gone(receive: Receive, wake: asyncio.Event) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    wake.set()
+
+
+def _chunks(events: Sequence[Event]) -> Iterator[bytes]:
+    """As few writes as the bound on their size allows."""
+    parts: list[bytes] = []
+    size = 0
+    for event in events:
+        if size and size + len(event.wire) > FRAME_BYTES_SOFT:
+            yield b"".join(parts)
+            parts, size = [], 0
+        parts.append(b"id: %d\ndata: %b\n\n" % (event.seq, event.wire))
+        size += len(event.wire)
+    if parts:
+        yield b"".join(parts)

@@ -1,0 +1,1 @@
+"""Runs agents: what they are, what they may do, and who runs them."""

@@ -1,0 +1,457 @@
+"""The run as an agent sees it: everything that it says and does goes through here into the log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from runstone import events as e
+from runstone import values
+from runstone.clock import Clock, to_datetime
+from runstone.errors import Invalid, ToolError, TooLarge
+from runstone.events import Draft, PartialReason
+from runstone.ids import new_id
+from runstone.limits import (
+    ERROR_CHARS_MAX,
+    INPUT_BYTES_MAX,
+    KEY_CHARS_MAX,
+    MESSAGE_BYTES_MAX,
+    NAME_CHARS_MAX,
+    OUTPUT_BYTES_MAX,
+    TITLE_CHARS_MAX,
+)
+from runstone.log import Outbox
+from runstone.messages import MessageFold, text_of
+from runstone.resources import Action as ActionResource
+from runstone.resources import Message as MessageResource
+from runstone.store import RunRow
+from runstone.values import Json
+from runstone.views import ListQuery, Rows
+
+_current: ContextVar[Run | None] = ContextVar("runstone.run", default=None)
+
+HISTORY_MAX = 1_000  # messages, and actions, that `history` returns at most: the newest
+
+
+class History(msgspec.Struct, frozen=True):
+    """What was in the thread before a run; oldest first."""
+
+    messages: list[MessageResource]
+    actions: list[ActionResource]
+
+
+class Run:
+    """One execution of an agent, as the agent sees it."""
+
+    def __init__(self, row: RunRow, outbox: Outbox, rows: Rows, clock: Clock, deadline: datetime, prompt: str | None) -> None:
+        self._row = row
+        self._outbox = outbox
+        self._rows = rows
+        self._clock = clock
+        self._deadline = deadline
+        self._prompt = prompt
+        self._open: list[Message] = []
+        self._thought: Message | None = None  # opened by `think`; the next message of the run continues it
+        self.state = State(self)
+        self.stop_reason: PartialReason = "error"  # why what is open when the agent is stopped stays partial
+        self.said = False  # whether the run wrote any message
+
+    @staticmethod
+    def current() -> Run | None:
+        """The run that the calling code is a part of."""
+        return _current.get()
+
+    @property
+    def id(self) -> str:
+        return self._row.run_id
+
+    @property
+    def thread_id(self) -> str:
+        return self._row.thread_id
+
+    @property
+    def user(self) -> str:
+        """The id of the thread's owner."""
+        return self._row.user_id
+
+    @property
+    def attempt(self) -> int:
+        return self._row.attempt
+
+    @property
+    def deadline(self) -> datetime:
+        """When the run will be ended as timed out; UTC."""
+        return self._deadline
+
+    @property
+    def metadata(self) -> dict[str, Json]:
+        """The caller's own, as given at the start."""
+        found = values.decode(self._row.metadata)
+        assert isinstance(found, dict)
+        return found
+
+    @property
+    def prompt(self) -> str | None:
+        """The text of the message that started the run."""
+        return self._prompt
+
+    # --- what it says -----------------------------------------------------------------------------------
+
+    async def think(self, text: str) -> None:
+        """Reasoning; buffered. Outside a message it opens the one that the run says next."""
+        if not self._open:
+            self._thought = await self._begin()
+        await self._open[-1].think(text)
+
+    @asynccontextmanager
+    async def message(self, *, metadata: dict[str, Json] | None = None) -> AsyncIterator[Message]:
+        """A message; it exists from the moment of entry, and is complete on exit, partial after an error."""
+        message = await self._continue(metadata)
+        try:
+            yield message
+        except BaseException as error:
+            await message.close(self._reason(error))
+            raise
+        await message.close(None)
+
+    async def say(self, text: str) -> None:
+        """A whole message in one go."""
+        async with self.message() as message:
+            await message.write(text)
+
+    async def flush(self) -> None:
+        """Returns when everything said so far is committed."""
+        await self._outbox.flush()
+
+    # --- what it does -----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def action(
+        self,
+        name: str,
+        input: Json = None,
+        *,
+        call_id: str | None = None,
+        executor: e.Executor = "agent",
+        private: bool = False,
+    ) -> AsyncIterator[Action]:
+        """Records what somebody else runs: pending from entry, a success on exit, an error if the block raises."""
+        _bounded("name", name, NAME_CHARS_MAX)
+        encoded = values.encode(input)
+        if len(encoded) > INPUT_BYTES_MAX:
+            raise TooLarge(f"The input of {name} is {len(encoded)} bytes; the most is {INPUT_BYTES_MAX}.")
+        action = Action(self, name, self._clock, private)
+        executing = e.ToolExecuting(
+            action_id=action.action_id,
+            tool=name,
+            input=Raw(encoded),
+            executor=executor,
+            call_id=UNSET if call_id is None else call_id,
+        )
+        await self._outbox.append(self._draft(executing, private=private))
+        try:
+            yield action
+        except asyncio.CancelledError:
+            await self._outbox.write(self._draft(action.completed("interrupted"), private=private))
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a tool raises is recorded, and told to the agent by its record
+            failure = _tool_error(error)
+            action.fail(failure)
+            await self._outbox.append(self._draft(action.completed("error"), private=private))
+            raise failure from error
+        await self._outbox.append(self._draft(action.completed("success"), private=private))
+
+    async def emit(self, name: str, value: Json = None) -> None:
+        """An event of the agent's own; buffered."""
+        _bounded("name", name, NAME_CHARS_MAX)
+        await self._outbox.write(self._draft(e.Custom(name=name, value=_sized("value", value))))
+
+    async def usage(
+        self,
+        model: str,
+        *,
+        input_tokens: int,
+        output_tokens: int,
+        cached_input_tokens: int | None = None,
+        reasoning_tokens: int | None = None,
+        cost: float | None = None,
+        provider: str | None = None,
+        raw: Json = None,
+    ) -> None:
+        """What one model call used; buffered. `raw` is the provider's own record, kept as it came."""
+        data = e.Usage(
+            provider=UNSET if provider is None else provider,
+            model=model,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            cached_input_tokens=UNSET if cached_input_tokens is None else cached_input_tokens,
+            reasoning_tokens=UNSET if reasoning_tokens is None else reasoning_tokens,
+            cost=UNSET if cost is None else cost,
+        )
+        await self._outbox.write(self._draft(data, raw=None if raw is None else values.raw(raw)))
+
+    async def set_title(self, title: str) -> None:
+        """Names the thread."""
+        _bounded("title", title, TITLE_CHARS_MAX)
+        await self._outbox.append(self._draft(e.ThreadUpdated(title=title, by=self._row.agent)))
+
+    async def history(self, limit: int = HISTORY_MAX) -> History:
+        """The newest messages and actions before this run, the same in every attempt; `limit` counts each."""
+        if not 1 <= limit <= HISTORY_MAX:
+            raise Invalid.at("limit", f"must be between 1 and {HISTORY_MAX}")
+        query = ListQuery(limit=limit, descending=True, thread_id=self.thread_id, before_seq=self._row.first_seq)
+        messages: list[MessageResource] = []
+        while len(messages) < limit:
+            page = await self._rows.messages(self.user, query)
+            messages += page.items
+            if page.next_cursor is None:
+                break
+            query = msgspec.structs.replace(query, cursor=page.next_cursor, limit=limit - len(messages))
+        query = ListQuery(limit=limit, descending=True, thread_id=self.thread_id, before_seq=self._row.first_seq)
+        actions = await self._rows.actions(self.user, query)
+        return History(messages[::-1], actions.items[::-1])
+
+    # --- for the rest of the runtime ----------------------------------------------------------------------
+
+    async def close_open(self) -> None:
+        """Closes what is open after a normal return."""
+        for message in list(self._open):
+            await message.close(None)
+
+    def _draft(
+        self,
+        data: e.Data,
+        *,
+        metadata: Raw | None = None,
+        raw: Raw | None = None,
+        private: bool = False,
+        content: bytes | None = None,
+    ) -> Draft:
+        return Draft(
+            data=data,
+            run_id=self._row.run_id,
+            attempt=self._row.attempt,
+            metadata=metadata,
+            raw=raw,
+            private=private,
+            content=content,
+        )
+
+    async def _begin(self, metadata: dict[str, Json] | None = None) -> Message:
+        message = Message(self)
+        started = e.MessageStarted(message_id=message.message_id, role="assistant")
+        self._open.append(message)
+        self.said = True
+        await self._outbox.append(self._draft(started, metadata=None if metadata is None else values.raw(metadata)))
+        return message
+
+    async def _continue(self, metadata: dict[str, Json] | None) -> Message:
+        thought, self._thought = self._thought, None
+        return thought if thought is not None and metadata is None else await self._begin(metadata)
+
+    def _reason(self, error: BaseException) -> PartialReason:
+        return self.stop_reason if isinstance(error, asyncio.CancelledError) else "error"
+
+
+class Message:
+    """A message that is being written."""
+
+    def __init__(self, run: Run) -> None:
+        self.message_id = new_id("msg")
+        self._run = run
+        self._fold = MessageFold()
+        self._kind: type[e.Delta] | None = None  # of the part that is being written
+        self._part = -1
+        self._offset = 0
+        self._bytes = 0
+        self._held = ""  # a high surrogate that waits for its other half
+        self._closed = False
+
+    @property
+    def text(self) -> str:
+        """What was written so far, without the reasoning."""
+        return text_of(self._fold.parts())
+
+    async def write(self, delta: str) -> None:
+        """Text; buffered."""
+        await self._delta(e.MessageDelta, delta)
+
+    async def think(self, delta: str) -> None:
+        """Reasoning; buffered."""
+        await self._delta(e.AgentThinking, delta)
+
+    async def part(self, value: dict[str, Json]) -> None:
+        """A whole part: `{"type": "file" | "data" | "source" | "action", …}`."""
+        if value.get("type") not in {"file", "data", "source", "action"}:
+            raise Invalid.at("type", "a whole part is a file, data, source or action")
+        await self._end_part()
+        self._part += 1
+        data = e.MessagePart(message_id=self.message_id, part=self._part, value=_sized("part", value))
+        self._fold.feed(data)
+        await self._outbox().append(self._run._draft(data))  # noqa: SLF001 - a message is a part of its run
+
+    async def close(self, reason: PartialReason | None) -> None:
+        """Completes the message; with a reason it stays partial. A barrier; safe twice."""
+        if self._closed:
+            return
+        await self._end_part()
+        self._closed = True
+        self._run._open.remove(self)  # noqa: SLF001 - a message is a part of its run
+        if self._run._thought is self:  # noqa: SLF001
+            self._run._thought = None  # noqa: SLF001
+        data = e.MessageCompleted(
+            message_id=self.message_id,
+            status="completed" if reason is None else "partial",
+            reason=UNSET if reason is None else reason,
+            length=self._fold.length,
+        )
+        await self._outbox().append(self._run._draft(data, content=self._fold.encoded()))  # noqa: SLF001
+
+    async def _delta(self, kind: type[e.AgentThinking | e.MessageDelta], delta: str) -> None:
+        if not isinstance(delta, str):
+            raise TypeError(f"a delta is text, not {type(delta).__name__}")
+        if self._closed:
+            raise RuntimeError("the message is complete; open another with run.message()")
+        if kind is not self._kind:
+            await self._end_part()
+            self._kind, self._part, self._offset = kind, self._part + 1, 0
+        if self._held or not delta.isascii():
+            delta = self._whole(delta)
+            if self._held and not delta:
+                return
+        await self._send(kind, delta)
+
+    def _whole(self, delta: str) -> str:
+        """The text up to a trailing high surrogate, mended."""
+        text, self._held = self._held + delta, ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._held = text[:-1], text[-1]
+        return values.mend(text)
+
+    async def _send(self, kind: type[e.AgentThinking | e.MessageDelta], text: str) -> None:
+        for start in range(0, len(text) or 1, e.DELTA_CHARS_MAX):
+            piece = text[start : start + e.DELTA_CHARS_MAX] if len(text) > e.DELTA_CHARS_MAX else text
+            self._bytes += len(piece) if piece.isascii() else len(piece.encode())
+            if self._bytes > MESSAGE_BYTES_MAX:
+                raise TooLarge(f"A message takes at most {MESSAGE_BYTES_MAX} bytes.", remedy="Begin another message.")
+            offset, self._offset = self._offset, self._offset + len(piece)
+            self._fold.feed(kind(message_id=self.message_id, part=self._part, offset=offset, delta=piece))
+            await self._outbox().delta(kind, self.message_id, self._part, offset, piece)
+
+    async def _end_part(self) -> None:
+        if self._held and self._kind is not None:
+            self._held = ""
+            await self._send(self._kind, "\ufffd")  # type: ignore[arg-type]
+        self._kind = None
+
+    def _outbox(self) -> Outbox:
+        return self._run._outbox  # noqa: SLF001 - a message is a part of its run
+
+
+class Action:
+    """A tool call that is under way. A tool's parameter that is annotated so gets the call's own."""
+
+    def __init__(self, run: Run, tool: str, clock: Clock, private: bool) -> None:
+        self.action_id = new_id("act")
+        self.tool = tool
+        self._run = run
+        self._clock = clock
+        self._private = private
+        self._started = clock.monotonic()
+        self._error: ToolError | None = None
+        self.output_bytes = b"null"
+
+    async def write(self, delta: str) -> None:
+        """Live output; buffered."""
+        for start in range(0, len(delta) or 1, e.DELTA_CHARS_MAX):
+            data = e.ToolOutput(action_id=self.action_id, delta=values.mend(delta[start : start + e.DELTA_CHARS_MAX]))
+            await self._run._outbox.write(self._run._draft(data, private=self._private))  # noqa: SLF001
+
+    def complete(self, output: Json) -> None:
+        """What the call is to be recorded with on exit."""
+        encoded = values.encode(output)
+        if len(encoded) > OUTPUT_BYTES_MAX:
+            raise TooLarge(f"The output is {len(encoded)} bytes; the most is {OUTPUT_BYTES_MAX}.")
+        self.output_bytes = encoded
+
+    def succeed(self, encoded: bytes) -> None:
+        self.output_bytes = encoded
+
+    def fail(self, error: ToolError) -> None:
+        self._error = error
+
+    def completed(self, status: Literal["success", "error", "interrupted"]) -> e.ToolCompleted:
+        """The event that says how it ended."""
+        error = self._error
+        return e.ToolCompleted(
+            action_id=self.action_id,
+            status=status,
+            output=Raw(self.output_bytes) if status == "success" else UNSET,
+            error=UNSET if error is None else values.raw({"type": error.type, "message": error.detail}),
+            duration_ms=round((self._clock.monotonic() - self._started) * 1000),
+        )
+
+
+class State:
+    """The thread's state, shared by its runs: whole values by key, the last one wins."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    async def get(self, key: str, default: Json = None) -> Json:
+        """The latest value."""
+        run = self._run
+        await run.flush()
+        found, _ = await run._rows.state(run.user, run.thread_id, private=True)  # noqa: SLF001
+        return found.get(key, default)
+
+    async def set(self, key: str, value: Json, *, public: bool = False) -> None:
+        """Committed on return; null deletes. Clients see the values of public keys only."""
+        _bounded("key", key, KEY_CHARS_MAX)
+        data = e.StateChanged(key=key, value=_sized("value", value))
+        await self._run._outbox.append(self._run._draft(data, private=not public))  # noqa: SLF001
+
+
+class Entered:
+    """Makes a run the current one of the calling task."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        self._token = _current.set(self._run)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _current.reset(self._token)
+
+
+def deadline_of(clock: Clock, timeout_s: float) -> datetime:
+    return to_datetime(clock.now_us()) + timedelta(seconds=timeout_s)
+
+
+def _tool_error(error: Exception) -> ToolError:
+    if isinstance(error, ToolError):
+        return error
+    return ToolError(type(error).__name__, values.mend(str(error))[:ERROR_CHARS_MAX])
+
+
+def _bounded(what: str, text: str, chars_max: int) -> None:
+    if not isinstance(text, str) or not 1 <= len(text) <= chars_max:
+        raise Invalid.at(what, f"must be text of 1 to {chars_max} characters")
+
+
+def _sized(what: str, value: object) -> Raw:
+    encoded = values.encode(value)
+    if len(encoded) > OUTPUT_BYTES_MAX:
+        raise TooLarge(f"The {what} is {len(encoded)} bytes; the most is {OUTPUT_BYTES_MAX}.")
+    return Raw(encoded)
