@@ -5,7 +5,7 @@ from __future__ import annotations
 import stamina.instrumentation
 import typer
 
-from runstone.cli import following, lists
+from runstone.cli import database, following, lists, serving
 
 app = typer.Typer(
     name="runstone",
@@ -15,11 +15,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # what a person can do about an error is said by `session`
     rich_markup_mode=None,
 )
+app.command("demo")(serving.demo)
+app.command("serve")(serving.serve)
 app.command("run")(following.run)
 app.command("tail")(following.tail)
 app.command("cancel")(following.cancel)
 app.command("threads")(lists.threads)
 app.command("runs")(lists.runs)
+app.add_typer(database.app, name="db")
 
 
 def main() -> None:

@@ -1,0 +1,36 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runstone import failpoints
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def store_url(tmp_path: Path) -> str:
+    """A store of the test's own, that does not exist yet."""
+    return f"sqlite:///{tmp_path}/runs.db"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A real server in a process of its own, with the agents of tests/support/agents.py; not started yet."""
+    process = ServerProcess(tmp_path)
+    yield process
+    process.kill()
+
+
+@pytest.fixture(autouse=True)
+def _no_failpoints() -> Iterator[None]:
+    yield
+    failpoints.disarm_all()

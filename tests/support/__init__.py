@@ -1,0 +1,1 @@
+"""Helpers of the tests: real servers, agents to run on them."""

@@ -1,0 +1,54 @@
+"""Agents that tests run on a real server: `runstone serve tests.support.agents:app`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from runstone import AgentError, Run, Runstone
+
+app = Runstone()
+
+
+@app.tool
+async def look_up(query: str) -> list[str]:
+    return [query, query.upper()]
+
+
+@app.agent
+async def tokens(run: Run, count: int = 10, delay_s: float = 0.0, text: str = "tok") -> int:
+    """Streams numbered tokens, so that a lost or doubled one shows."""
+    async with run.message() as message:
+        for number in range(count):
+            await message.write(f"{text}{number} ")
+            if delay_s:
+                await asyncio.sleep(delay_s)
+            elif number % 10 == 0:
+                await run.flush()
+    return count
+
+
+@app.agent
+async def echo(run: Run, text: str) -> AsyncIterator[str]:
+    for word in text.split(" "):
+        yield word + " "
+
+
+@app.agent
+async def thinker(run: Run, question: str) -> str:
+    await run.think("Let me see.")
+    found = await look_up(query=question)
+    return found[1]
+
+
+@app.agent
+async def fails(run: Run, message: str) -> None:
+    await run.say("so far")
+    raise AgentError(message)
+
+
+@app.agent
+async def sleeper(run: Run, seconds: float = 3600) -> None:
+    """Says that it is there, and waits."""
+    await run.say("waiting")
+    await asyncio.sleep(seconds)
