@@ -64,9 +64,7 @@ class Runstone:
 
         def register(function: F) -> F:
             self.agents.add(
-                define_agent(
-                    function, name=name, on_crash=on_crash, max_attempts=max_attempts, timeout_s=timeout_s
-                )
+                define_agent(function, name=name, on_crash=on_crash, max_attempts=max_attempts, timeout_s=timeout_s)
             )
             return function
 

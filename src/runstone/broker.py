@@ -12,7 +12,7 @@ import msgspec
 
 
 class Hint(msgspec.Struct, frozen=True):
-    """`events`: the thread `id` has events up to `seq`. `work`: there may be a run to claim. `cancel`: of the run `id`."""
+    """`events`: thread `id` has events up to `seq`. `work`: there may be a run to claim. `cancel`: of run `id`."""
 
     about: Literal["events", "work", "cancel"]
     id: str = ""

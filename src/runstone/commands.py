@@ -113,7 +113,7 @@ def create_thread(user_id: str, new: NewThread) -> Command:
     return Command(need=Need(user_id=user_id, key=_need("thread", new.key)), decide=decide)
 
 
-def update_thread(user_id: str, thread_id: str, *, title: str | None | UnsetType, metadata: Raw | UnsetType) -> Command:
+def update_thread(user_id: str, thread_id: str, *, title: str | UnsetType | None, metadata: Raw | UnsetType) -> Command:
     """Replaces the title, the metadata, or both. Refuses with NotFound."""
 
     def decide(facts: Facts) -> Decision:
@@ -241,9 +241,7 @@ def end_orphans(limit: int) -> Command:
 
     def decide(facts: Facts) -> Decision:
         lost = Failed("WorkerLost", "The process that ran this died; start the run again.", retryable=True)
-        appends = [
-            (orphan.run.thread, _ending(facts, orphan, lost, attempt=None)) for orphan in facts.orphans
-        ]
+        appends = [(orphan.run.thread, _ending(facts, orphan, lost, attempt=None)) for orphan in facts.orphans]
         return Decision(appends=appends, result=[orphan.run.run_id for orphan in facts.orphans])
 
     return Command(need=Need(orphans=limit, open_items=True), decide=decide)
@@ -285,7 +283,12 @@ def _thread_created(user_id: str, new: NewThread) -> Draft:
 def _imported(message: ImportedMessage, user_id: str) -> list[Draft]:
     message_id = new_id("msg")
     if message.role == "user":
-        return [Draft(data=e.UserMessage(message_id=message_id, parts=message.parts, by=user_id), metadata=message.metadata)]
+        return [
+            Draft(
+                data=e.UserMessage(message_id=message_id, parts=message.parts, by=user_id),
+                metadata=message.metadata,
+            )
+        ]
     drafts = [Draft(data=e.MessageStarted(message_id=message_id, role="assistant"), metadata=message.metadata)]
     parts = msgspec.json.decode(message.parts, type=list[Raw])
     pieces: list[e.Data] = []
@@ -411,4 +414,3 @@ def _agent_cancelled(cancelled: Cancelled, output: Raw | UnsetType) -> e.AgentCa
 def _error(failed: Failed) -> Raw:
     error = {"type": failed.type, "message": failed.message, "retryable": failed.retryable, "id": failed.id}
     return values.raw(error)
-

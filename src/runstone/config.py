@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
-from pydantic import field_validator
 
 from runstone.errors import BadConfig
 
@@ -17,25 +16,34 @@ class Config(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="RUNSTONE_", frozen=True, extra="forbid")
 
     store: str = Field(
-        "sqlite:///.runstone/runstone.db",
-        description="where runs are kept; three slashes: relative, four: absolute; ?journal_mode=delete for disks without mmap",
+        default="sqlite:///.runstone/runstone.db",
+        description="where runs are kept; three slashes: relative, four: absolute; "
+        "?journal_mode=delete for disks that cannot share memory between processes",
     )
-    broker: Literal["local"] = Field("local", description="what carries hints between processes; one process needs none")
-    host: str = Field("127.0.0.1", description="address to listen on; without auth only a loopback address")
-    port: int = Field(8700, ge=0, le=65535, description="port to listen on; 0: any free one")
+    broker: Literal["local"] = Field(
+        default="local", description="what carries hints between processes; one process needs none"
+    )
+    host: str = Field(default="127.0.0.1", description="address to listen on; without auth only a loopback address")
+    port: int = Field(default=8700, ge=0, le=65535, description="port to listen on; 0: any free one")
     origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="exact origins, comma-separated, that may send commands beside the server's own"
+        default=(),
+        description="exact origins, comma-separated, that may send commands beside the server's own",
     )
     hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="host names, comma-separated, that requests may ask for beside loopback ones"
+        default=(), description="host names, comma-separated, that requests may ask for beside loopback ones"
     )
-    slots: int = Field(1000, ge=1, le=100_000, description="runs under way at once; more wait in the queue")
-    heartbeat_s: float = Field(15.0, gt=0, le=300, description="seconds of silence on a stream before a sign of life")
+    slots: int = Field(default=1000, ge=1, le=100_000, description="runs under way at once; more wait in the queue")
+    heartbeat_s: float = Field(
+        default=15.0, gt=0, le=300, description="seconds of silence on a stream before a sign of life"
+    )
     send_deadline_s: float = Field(
-        10.0, gt=0, le=300, description="seconds that a client may read nothing before it is cut off; its cursor stays good"
+        default=10.0,
+        gt=0,
+        le=300,
+        description="seconds that a client may read nothing before it is cut off; its cursor stays good",
     )
-    sockets_a_user: int = Field(10_000, ge=1, le=1_000_000, description="open streams of one user")
-    debug: bool = Field(False, description="show the messages of all exceptions to clients, and log more")
+    sockets_a_user: int = Field(default=10_000, ge=1, le=1_000_000, description="open streams of one user")
+    debug: bool = Field(default=False, description="show the messages of all exceptions to clients, and log more")
 
     @field_validator("origins", "hosts", mode="before")
     @classmethod

@@ -40,7 +40,7 @@ class ThreadCreated(Data, frozen=True, kw_only=True):
 
 
 class ThreadUpdated(Data, frozen=True, kw_only=True):
-    title: str | None | UnsetType = UNSET
+    title: str | UnsetType | None = UNSET
     metadata: Raw | UnsetType = UNSET
     by: str
 

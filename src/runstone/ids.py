@@ -6,7 +6,7 @@ from typing import Literal
 
 import uuid_utils
 
-Prefix = Literal["thr", "run", "msg", "act", "apr", "art", "err", "wrk"]
+Prefix = Literal["thr", "run", "msg", "act", "apr", "art", "err", "wrk", "gen"]
 
 
 def new_id(prefix: Prefix) -> str:

@@ -80,8 +80,8 @@ class Log:
     async def start(self) -> None:
         await self._store.open()
         await self._broker.open(self._hinted)
-        self._tasks.start(self._commit_loop(), "commit")
-        self._tasks.start(every(POLL_S, self._poll), "poll")
+        self._tasks.run(self._commit_loop(), "commit")
+        self._tasks.run(every(POLL_S, self._poll), "poll")
 
     async def stop(self) -> None:
         """Commits what was said, then ends; safe twice."""
@@ -185,7 +185,11 @@ class Log:
         """Fail-stop: whoever waits is told, whoever watches is woken to be told."""
         if self.failure is not None:
             return
-        logger.critical("the store failed; nothing more is acknowledged or shown", error=str(failure), remedy=failure.remedy)
+        logger.critical(
+            "the store failed; nothing more is acknowledged or shown",
+            error=str(failure),
+            remedy=failure.remedy,
+        )
         self.failure = failure
         self.failed.set()
         for item in (*owners, *self._ready):
@@ -470,7 +474,7 @@ class Outbox:
         self._count(size)
         if not self._queued:
             self._queued = True
-            self._log._put(self)  # noqa: SLF001 - the outbox is a part of the log
+            self._log._put(self)
 
     def _count(self, size: int) -> None:
         self._bytes += size

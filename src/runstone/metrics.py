@@ -17,13 +17,17 @@ class Metrics:
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         self.commit_seconds = Histogram(
-            "runstone_commit_seconds", "Duration of a commit, fsync included", registry=registry, buckets=_SECONDS
+            "runstone_commit_seconds",
+            "Duration of a commit, fsync included",
+            registry=registry,
+            buckets=_SECONDS,
         )
-        self.batch_events = Histogram(
-            "runstone_batch_events", "Events in a commit", registry=registry, buckets=_SIZES
-        )
+        self.batch_events = Histogram("runstone_batch_events", "Events in a commit", registry=registry, buckets=_SIZES)
         self.tail_lag_seconds = Histogram(
-            "runstone_tail_lag_seconds", "From commit to the hand-over to a connection", registry=registry, buckets=_SECONDS
+            "runstone_tail_lag_seconds",
+            "From commit to the hand-over to a connection",
+            registry=registry,
+            buckets=_SECONDS,
         )
         self.events_appended = Counter("runstone_events_appended", "Events committed", registry=registry)
         self.events_delivered = Counter(
@@ -38,9 +42,7 @@ class Metrics:
         self.loop_blocked = Counter(
             "runstone_loop_blocked", "Times that code held the event loop for too long", registry=registry
         )
-        self.buffer_bytes = Gauge(
-            "runstone_buffer_bytes", "Said by runs and not yet committed", registry=registry
-        )
+        self.buffer_bytes = Gauge("runstone_buffer_bytes", "Said by runs and not yet committed", registry=registry)
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)

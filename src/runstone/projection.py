@@ -17,7 +17,7 @@ from runstone import values
 from runstone.messages import text_of
 
 Table = Literal["threads", "runs", "messages", "actions", "state"]
-Column: TypeAlias = "None | int | float | str | bytes"
+Column: TypeAlias = "int | float | str | bytes | None"
 _D = TypeVar("_D", bound=e.Data)
 
 KEYS: dict[Table, tuple[str, ...]] = {

@@ -31,7 +31,9 @@ from runstone.stores.sqlite import SqliteStore, maintenance
 class System:
     """A store, a log, a worker and a gateway that belong together: started together, stopped together."""
 
-    def __init__(self, config: Config, agents: Agents, *, clock: Clock | None = None, broker: Broker | None = None) -> None:
+    def __init__(
+        self, config: Config, agents: Agents, *, clock: Clock | None = None, broker: Broker | None = None
+    ) -> None:
         clock = clock or SystemClock()
         self.config = config
         self.metrics = Metrics()
@@ -56,7 +58,9 @@ class System:
         await self.log.stop()
 
 
-SWITCH_INTERVAL_S = 0.0001  # with Python's 5 ms a busy event loop starves the writer's thread: 54,000 events/s became 746
+SWITCH_INTERVAL_S = (
+    0.0001  # with Python's 5 ms a busy event loop starves the writer's thread: 54,000 events/s became 746
+)
 
 
 class _Served:
@@ -95,7 +99,7 @@ def serve(config: Config, agents: Agents, *, ready: Callable[[str, int], None]) 
 async def _serve(system: System, config: Config, ready: Callable[[str, int], None]) -> None:
     server = Server(_Served(system), config.host, config.port, ready=ready, before_shutdown=system.gateway.close)
     tasks = Tasks("serve")
-    tasks.start(_stop_on_failure(system, server), "failure")
+    tasks.run(_stop_on_failure(system, server), "failure")
     try:
         await server.serve()
     finally:

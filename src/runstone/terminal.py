@@ -397,11 +397,13 @@ async def _show_live(
     with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
 
         def draw(below: Group) -> None:
-            if waiting:
-                text = Text("\n").join(Text(line.text, line.style) for line in waiting)
-                waiting.clear()
-                console.print(text, soft_wrap=True)
-            live.update(below, refresh=True)
+            live.update(below)
+            if not waiting:
+                live.refresh()
+                return
+            text = Text("\n").join(Text(line.text, line.style) for line in waiting)
+            waiting.clear()
+            console.print(text, soft_wrap=True)  # above the live region, which it draws again
 
         async def tick() -> None:
             draw(_picture(view, console, clock, connected()))

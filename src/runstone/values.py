@@ -17,7 +17,7 @@ import msgspec
 from runstone.errors import BadJson, Invalid
 from runstone.limits import JSON_DEPTH_MAX
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 _encoder = msgspec.json.Encoder(order="sorted")
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
@@ -91,7 +91,10 @@ def _checked(value: object, path: str, depth: int) -> object:
     if depth >= JSON_DEPTH_MAX:
         raise Invalid.at(path or ".", f"nested deeper than {JSON_DEPTH_MAX} levels")
     if isinstance(value, Mapping):
-        return {_key(key, path): _checked(item, f"{path}.{key}" if path else str(key), depth + 1) for key, item in value.items()}
+        return {
+            _key(key, path): _checked(item, f"{path}.{key}" if path else str(key), depth + 1)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_checked(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
     raise Invalid.at(path or ".", f"{type(value).__name__} is not a JSON value")

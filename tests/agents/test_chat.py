@@ -163,9 +163,7 @@ def test_a_stream_cut_into_single_bytes_is_understood():
 
 
 def test_reasoning_sent_under_both_names_is_thought_once():
-    fake = FakeEndpoint(
-        [(200, [delta(reasoning="x", reasoning_content="x"), delta(finish_reason="stop"), DONE])]
-    )
+    fake = FakeEndpoint([(200, [delta(reasoning="x", reasoning_content="x"), delta(finish_reason="stop"), DONE])])
     assert ask(fake) == [Thought("x"), Finished("stop")]
 
 
@@ -183,9 +181,7 @@ def test_an_endpoint_that_does_not_know_stream_options_is_asked_without():
 
 
 def test_the_first_model_that_looks_like_one_for_chat_is_taken():
-    fake = FakeEndpoint(
-        [(200, [delta(finish_reason="stop")])], models=["text-embedding-3", "Whisper-1", "qwen"]
-    )
+    fake = FakeEndpoint([(200, [delta(finish_reason="stop")])], models=["text-embedding-3", "Whisper-1", "qwen"])
     ask(fake, model=None)
     assert fake.requests[0]["body"]["model"] == "qwen"
 
@@ -309,9 +305,7 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                ["choices", "delta", "content", "reasoning", "usage", "prompt_tokens", "finish_reason"]
-            ),
+            st.sampled_from(["choices", "delta", "content", "reasoning", "usage", "prompt_tokens", "finish_reason"]),
             inner,
         )
     ),
@@ -371,9 +365,7 @@ def test_the_conversation_is_what_people_and_the_agent_said():
 
 
 @given(
-    history=st.lists(
-        st.builds(said, st.sampled_from(["user", "assistant", "tool"]), st.text(max_size=9)), max_size=30
-    ),
+    history=st.lists(st.builds(said, st.sampled_from(["user", "assistant", "tool"]), st.text(max_size=9)), max_size=30),
     room=st.integers(0, 60),
 )
 def test_a_conversation_is_bounded_starts_with_a_person_and_ends_with_the_message(history, room):

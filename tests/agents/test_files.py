@@ -268,9 +268,7 @@ def test_a_table_with_too_many_rows_is_estimated(monkeypatch):
 
 
 def test_columns_are_described_with_type_gaps_range_and_outliers():
-    body = "".join(
-        f"{number},{number / 2},name {number},2026-01-{number % 28 + 1:02},yes\n" for number in range(40)
-    )
+    body = "".join(f"{number},{number / 2},name {number},2026-01-{number % 28 + 1:02},yes\n" for number in range(40))
     table = files.profile_table("id,price,name,day,ok\n" + body + "n/a,99999.5,,,no\n")
     types = {column.name: column.type for column in table.columns}
     assert types == {"id": "integer", "price": "number", "name": "text", "day": "date", "ok": "boolean"}
@@ -331,11 +329,7 @@ def test_a_table_without_a_header_keeps_its_first_row():
     assert (table.header, table.rows, table.columns[0].name) == (False, 2, "column 1")
 
 
-@given(
-    rows=st.lists(
-        st.lists(st.text(alphabet="ab1", min_size=1, max_size=4), min_size=3, max_size=3), min_size=2
-    )
-)
+@given(rows=st.lists(st.lists(st.text(alphabet="ab1", min_size=1, max_size=4), min_size=3, max_size=3), min_size=2))
 def test_every_row_that_was_written_is_counted(rows):
     out = io.StringIO()
     csv.writer(out).writerows([["first", "second", "third"], *rows])
@@ -375,9 +369,7 @@ def test_a_document_cut_anywhere_is_called_cut_not_broken(value, data):
     assert (shape.problem, shape.broken) == (None, 0)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[1,]", "[1 2]", '{"a" 1}', "{1: 2}", "[1] x", '{"a": nope}', "[1", '{"a":1']
-)
+@pytest.mark.parametrize("text", ["", "[1,]", "[1 2]", '{"a" 1}', "{1: 2}", "[1] x", '{"a": nope}', "[1", '{"a":1'])
 def test_a_broken_document_says_where(text):
     assert "line 1" in (files.profile_json(text).problem or "")
 
@@ -412,9 +404,7 @@ def test_python_is_read_from_its_syntax_tree():
     assert shape.longest[0] == files.Function("method", 7, 3)
 
 
-@pytest.mark.parametrize(
-    "source", ["def f(:\n", "x = 1\n  y", "(" * 500, "-" * 200_000 + "1", "a\0b", "\ud800"]
-)
+@pytest.mark.parametrize("source", ["def f(:\n", "x = 1\n  y", "(" * 500, "-" * 200_000 + "1", "a\0b", "\ud800"])
 def test_python_that_does_not_parse_says_why(source):
     assert files.profile_python(source).problem
 

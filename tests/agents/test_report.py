@@ -210,9 +210,7 @@ def test_thousands_of_files_are_told_of_within_bounds(tmp_path):
 def test_the_worst_folder_makes_a_report_that_fits_an_input(tmp_path):
     wide = "😀" * 100
     rows = (
-        [",".join(f"{wide}{column}" for column in range(250))]
-        + [",".join(["1"] * 250)] * 9
-        + [",".join(["x"] * 250)]
+        [",".join(f"{wide}{column}" for column in range(250))] + [",".join(["1"] * 250)] * 9 + [",".join(["x"] * 250)]
     )
     for at in range(15):
         (tmp_path / f"{at}.csv").write_text("\n".join(rows), encoding="utf-8")

@@ -277,11 +277,12 @@ async def test_a_filtered_stream_may_skip_and_resumes_after_what_was_filtered() 
 async def test_a_stream_says_whether_it_is_connected() -> None:
     async with serving(lambda nth, after: Answer(event(after + 1), silent=True)) as (_, http):
         stream = follow(http)
-        assert not stream.connected
+        connected = [stream.connected]
         await anext(stream)
-        assert stream.connected
+        connected.append(stream.connected)
         await stream.aclose()
-        assert not stream.connected
+        connected.append(stream.connected)
+        assert connected == [False, True, False]
 
 
 def test_an_event_is_encoded_as_it_came() -> None:

@@ -1,4 +1,4 @@
-"""A request whose answer is lost is repeated, the same one, and what a server refuses is an error with a class."""
+"""A request whose answer is lost is sent again as it was; what a server refuses is an error with a class."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ async def test_two_starts_have_two_keys_and_a_key_of_ones_own_is_kept() -> None:
 async def test_a_server_that_stays_away_is_unavailable_in_the_end() -> None:
     server = Server(*(httpx2.ConnectError("refused") for _ in range(4)))
     async with server.client() as client:
-        with pytest.raises(Unavailable, match="no server at http://runstone.test") as caught:
+        with pytest.raises(Unavailable, match=r"no server at http://runstone\.test") as caught:
             await client.agents()
     assert "runstone serve" in caught.value.remedy
 

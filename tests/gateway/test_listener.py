@@ -80,9 +80,7 @@ async def serving(handle: Handler, *, app: ASGIApp | None = None, **options) -> 
     loop = asyncio.get_running_loop()
     address: asyncio.Future[tuple[str, int]] = loop.create_future()
     options = {"signals": False} | options
-    server = Server(
-        app or application(handle), "127.0.0.1", 0, ready=lambda *at: address.set_result(at), **options
-    )
+    server = Server(app or application(handle), "127.0.0.1", 0, ready=lambda *at: address.set_result(at), **options)
     task = loop.create_task(server.serve())
     both: set[asyncio.Future[Any]] = {task, address}
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

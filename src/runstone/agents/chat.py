@@ -176,9 +176,7 @@ async def answer(endpoint: Endpoint, turns: list[Turn]) -> AsyncGenerator[Piece,
 
 async def _first_model(client: "AsyncOpenAI", endpoint: Endpoint) -> str:
     page = await client.models.list()
-    names = [
-        name for model in page.data or [] if isinstance(name := getattr(model, "id", None), str) and name
-    ]
+    names = [name for model in page.data or [] if isinstance(name := getattr(model, "id", None), str) and name]
     for name in names:
         if not any(word in name.lower() for word in NOT_CHAT):
             return name

@@ -70,8 +70,7 @@ SUFFIXES: Final[dict[Kind, str]] = {
     "code": ".c .h .cc .cpp .hpp .cs .css .cu .dart .ex .exs .go .hs .html .java .jl .js .jsx .kt .lua .m "
     ".mjs .php .pl .proto .ps1 .r .rb .rs .scala .scss .sh .bash .sql .svelte .swift .tf .ts .tsx .vue .zig",
     "markdown": ".md .markdown .mdx",
-    "text": ".txt .log .rst .adoc .tex .toml .yaml .yml .ini .cfg .conf .xml .properties .env .diff "
-    ".patch .lock",
+    "text": ".txt .log .rst .adoc .tex .toml .yaml .yml .ini .cfg .conf .xml .properties .env .diff .patch .lock",
     "binary": ".png .jpg .jpeg .gif .webp .ico .pdf .zip .gz .bz2 .xz .zst .7z .tar .whl .jar .so .dylib "
     ".dll .exe .o .a .pyc .class .wasm .mp3 .mp4 .mov .wav .ogg .woff .woff2 .ttf .otf .sqlite .db .npy "
     ".parquet .feather .npz .pkl .pt .onnx .safetensors .xlsx .docx .pptx .bin .iso",
@@ -353,9 +352,7 @@ def profile_file(root: str, path: str) -> Profile:
         lines = path.endswith((".jsonl", ".ndjson"))
         shape = profile_json_lines(text, cut=head.cut) if lines else profile_json(text, cut=head.cut)
     elif kind == "python":
-        python = (
-            profile_python(text) if seen <= PYTHON_BYTES_MAX else _unparsed("longer than 1 MiB: not parsed")
-        )
+        python = profile_python(text) if seen <= PYTHON_BYTES_MAX else _unparsed("longer than 1 MiB: not parsed")
     return Profile(
         path,
         kind,
@@ -446,9 +443,7 @@ def shown(path: str) -> str:
 
 def _unshown(path: str) -> str:
     """The path that `shown` wrote, where it holds an escaped byte that could not have been text."""
-    raw = re.sub(
-        rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), path.encode("utf-8")
-    )
+    raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), path.encode("utf-8"))
     return raw.decode("utf-8", "surrogateescape")
 
 
@@ -634,9 +629,7 @@ NOTHING: Final = frozenset({"", "na", "n/a", "nan", "null", "none", "nil", "-", 
 TRUTH: Final = frozenset({"true", "false", "yes", "no"})
 # A leading zero is kept as text: postcodes and phone numbers are no amounts.
 INTEGER: Final = re.compile(r"[+-]?(?:0|[1-9][0-9]{0,17})")
-NUMBER: Final = re.compile(
-    r"[+-]?(?:(?:0|[1-9][0-9]{0,29})(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?"
-)
+NUMBER: Final = re.compile(r"[+-]?(?:(?:0|[1-9][0-9]{0,29})(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?")
 DATE: Final = re.compile(
     r"[0-9]{4}[-/][0-9]{2}[-/][0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}.{0,20})?|[0-9]{1,2}[./][0-9]{1,2}[./][0-9]{4}"
 )
@@ -686,11 +679,7 @@ def is_header(row: list[str]) -> bool:
     names = [cell.strip().casefold() for cell in row]
     named = all(kind_of_cell(name) == "text" for name in names[1:])
     return bool(
-        named
-        and names
-        and kind_of_cell(names[0]) in ("text", "empty")
-        and any(names)
-        and len(set(names)) == len(names)
+        named and names and kind_of_cell(names[0]) in ("text", "empty") and any(names) and len(set(names)) == len(names)
     )
 
 
@@ -707,8 +696,7 @@ def profile_table(text: str, *, cut: bool = False, share: float = 1.0) -> Table:
     header = is_header(first)
     described = first[:COLUMNS_MAX]
     columns = [
-        _ColumnSoFar(clip(cell, NAME_CHARS_MAX) if header else f"column {at}")
-        for at, cell in enumerate(described, 1)
+        _ColumnSoFar(clip(cell, NAME_CHARS_MAX) if header else f"column {at}") for at, cell in enumerate(described, 1)
     ]
     hashes: set[int] = set()
     count = ragged = 0
@@ -961,9 +949,7 @@ def profile_python(source: str) -> Python:
     except SyntaxError as error:
         return _unparsed(f"line {error.lineno or 1}: {clip(error.msg, NAME_CHARS_MAX)}")
     except (ValueError, RecursionError, MemoryError) as error:
-        return _unparsed(
-            "holds a NUL character" if isinstance(error, ValueError) else "nested too deeply to parse"
-        )
+        return _unparsed("holds a NUL character" if isinstance(error, ValueError) else "nested too deeply to parse")
     functions: list[Function] = []
     imports: set[str] = set()
     classes = 0

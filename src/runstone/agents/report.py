@@ -291,9 +291,7 @@ def without(listing: Listing, entries: list[Entry]) -> Listing:
 def plan(listing: Listing, opened: list[Entry]) -> str:
     """The reasoning between the listing and the first file."""
     if not listing.file_count:
-        passed = (
-            f" ({count(listing.hidden_count, 'hidden name')} passed over)" if listing.hidden_count else ""
-        )
+        passed = f" ({count(listing.hidden_count, 'hidden name')} passed over)" if listing.hidden_count else ""
         return f"There is no file here{passed}, so nothing to open. The report will say just that."
     by_count = max(listing.kinds.items(), key=lambda item: (item[1].files, item[0]))
     by_size = max(listing.kinds.items(), key=lambda item: (item[1].bytes, item[0]))
@@ -319,9 +317,7 @@ def plan(listing: Listing, opened: list[Entry]) -> str:
             steps.append(f"{largest} {kind} files, {clip(group[0].path, PATH_CHARS_MAX)} first")
     thought += f"I open {', then '.join(steps)}."
     if groups["table"] or groups["json"]:
-        thought += (
-            " Data comes before code, because gaps and odd values in it are what nobody sees by reading."
-        )
+        thought += " Data comes before code, because gaps and odd values in it are what nobody sees by reading."
     return thought
 
 
@@ -369,9 +365,7 @@ def overview(listing: Listing) -> list[str]:
         said[0] += f" The listing {listing.cut}."
     kinds = sorted(listing.kinds.items(), key=lambda item: (-item[1].bytes, item[0]))
     if kinds:
-        said.append(
-            table(["kind", "files", "size"], [[kind, f"{t.files:,}", size(t.bytes)] for kind, t in kinds])
-        )
+        said.append(table(["kind", "files", "size"], [[kind, f"{t.files:,}", size(t.bytes)] for kind, t in kinds]))
     passed = [
         (listing.hidden_count, "hidden name"),
         (listing.link_count, "symbolic link"),
@@ -538,9 +532,7 @@ def data_findings(profile: Profile) -> list[Finding]:
         if shape.repeated:
             found.append(f"{count(shape.repeated, 'row')} repeated, cell for cell")
         if shape.broken:
-            found.append(
-                f"{count(shape.broken, 'row')} that cannot be read: look for a quote that is never closed"
-            )
+            found.append(f"{count(shape.broken, 'row')} that cannot be read: look for a quote that is never closed")
         if shape.columns and not shape.rows:
             found.append("a header without rows")
     if profile.json is not None:

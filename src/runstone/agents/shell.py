@@ -247,9 +247,7 @@ async def run_command(
 
 
 @contextlib.asynccontextmanager
-async def _started(
-    command: str, cwd: str
-) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.StreamReader]]:
+async def _started(command: str, cwd: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.StreamReader]]:
     if "\0" in command + cwd:  # uvloop would run what stands before it
         raise CommandError("The command or its folder holds a NUL character. Check it, and type it again.")
     # The pipe is ours, not the process transport's: a daemon may hold its other end for ever, and neither

@@ -13,7 +13,10 @@ from runstone.config import load
 from runstone.errors import RunstoneError
 from runstone.stores.migrations import Step
 
-Store = Annotated[str | None, typer.Option(help="The store's URL; default RUNSTONE_STORE, else sqlite:///.runstone/runstone.db.")]
+Store = Annotated[
+    str | None,
+    typer.Option(help="The store's URL; default RUNSTONE_STORE, else sqlite:///.runstone/runstone.db."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 R = TypeVar("R")
 

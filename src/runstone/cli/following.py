@@ -35,9 +35,7 @@ def run(
         str | None, typer.Argument(help="A text, @file for a file's text, or - for standard input.")
     ] = None,
     json_input: Annotated[bool, typer.Option("--json-input", help="INPUT is JSON, not text.")] = False,
-    thread: Annotated[
-        str | None, typer.Option("--thread", help="A thread to go on in; default a new one.")
-    ] = None,
+    thread: Annotated[str | None, typer.Option("--thread", help="A thread to go on in; default a new one.")] = None,
     on_busy: Annotated[
         OnBusy | None,
         typer.Option("--on-busy", help="What to do in a thread with an unfinished run."),
@@ -75,9 +73,7 @@ def run(
 
 def tail(
     id: Annotated[str, typer.Argument(metavar="THREAD_OR_RUN", help="A thread's or a run's id.")],
-    after: Annotated[
-        int, typer.Option("--after", min=0, help="Go on after this event; 0 is the beginning.")
-    ] = 0,
+    after: Annotated[int, typer.Option("--after", min=0, help="Go on after this event; 0 is the beginning.")] = 0,
     as_json: AsJson = False,
     url: Url = None,
     token: Token = None,

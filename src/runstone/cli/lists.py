@@ -24,9 +24,7 @@ Limit: TypeAlias = Annotated[int, typer.Option("--limit", min=1, help="How many,
 STYLES = {"running": "cyan", "queued": "cyan", "waiting": "yellow", "failed": "red", "cancelled": "yellow"}
 
 
-def threads(
-    limit: Limit = LIMIT_DEFAULT, as_json: AsJson = False, url: Url = None, token: Token = None
-) -> None:
+def threads(limit: Limit = LIMIT_DEFAULT, as_json: AsJson = False, url: Url = None, token: Token = None) -> None:
     """List threads."""
 
     async def work(client: Client) -> int:
@@ -35,18 +33,14 @@ def threads(
             _print_json(found)
         else:
             rows = [[_id(t.thread_id), _status(t.status), _time(t.updated_at), _title(t)] for t in found]
-            _print_table(
-                ["thread", "status", "active", "about"], rows, "No threads yet: `runstone run AGENT INPUT`."
-            )
+            _print_table(["thread", "status", "active", "about"], rows, "No threads yet: `runstone run AGENT INPUT`.")
         return EXIT_OK
 
     session(url, token, work)
 
 
 def runs(
-    status: Annotated[
-        str | None, typer.Option("--status", help="Only these: queued, running, waiting, …")
-    ] = None,
+    status: Annotated[str | None, typer.Option("--status", help="Only these: queued, running, waiting, …")] = None,
     agent: Annotated[str | None, typer.Option("--agent", help="Only of this agent.")] = None,
     thread: Annotated[str | None, typer.Option("--thread", help="Only in this thread.")] = None,
     limit: Limit = LIMIT_DEFAULT,
@@ -71,9 +65,7 @@ def runs(
                 ]
                 for r in found
             ]
-            _print_table(
-                ["run", "agent", "status", "started", "thread"], rows, "No runs: `runstone run AGENT INPUT`."
-            )
+            _print_table(["run", "agent", "status", "started", "thread"], rows, "No runs: `runstone run AGENT INPUT`.")
         return EXIT_OK
 
     session(url, token, work)

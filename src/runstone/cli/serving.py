@@ -16,7 +16,9 @@ from runstone.config import Config, load
 from runstone.errors import BadConfig, RunstoneError
 from runstone.server import serve as serve_system
 
-Store = Annotated[str | None, typer.Option(help="Where runs are kept, as a URL; default sqlite:///.runstone/runstone.db.")]
+Store = Annotated[
+    str | None, typer.Option(help="Where runs are kept, as a URL; default sqlite:///.runstone/runstone.db.")
+]
 Host = Annotated[str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; default 8700, 0 takes any free one.")]
 Slots = Annotated[int | None, typer.Option(help="Runs under way at once; default 1000.")]
@@ -85,11 +87,15 @@ def find(target: str) -> Runstone:
     except ModuleNotFoundError as error:
         if error.name != module_name and not module_name.startswith(f"{error.name}."):
             raise
-        raise BadConfig(f"There is no module {module_name!r}.", remedy="Start in its folder, as: runstone serve module:app.") from None
+        raise BadConfig(
+            f"There is no module {module_name!r}.",
+            remedy="Start in its folder, as: runstone serve module:app.",
+        ) from None
     app = getattr(module, name or "app", None)
     if not isinstance(app, Runstone):
         raise BadConfig(
-            f"{module_name!r} has no Runstone app named {name or 'app'!r}.", remedy="Write app = Runstone() in it."
+            f"{module_name!r} has no Runstone app named {name or 'app'!r}.",
+            remedy="Write app = Runstone() in it.",
         )
     return app
 
@@ -122,5 +128,8 @@ def _serve(app: Runstone, config: Config, hints: str) -> None:
 def _command(runstone: str) -> str:
     """How a person calls this very program: by its path, if it is not on PATH."""
     program = sys.argv[0]
-    return runstone.replace("runstone", os.path.relpath(program), 1) if os.sep in program and runstone == "runstone" else runstone
-
+    return (
+        runstone.replace("runstone", os.path.relpath(program), 1)
+        if os.sep in program and runstone == "runstone"
+        else runstone
+    )

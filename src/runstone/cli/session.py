@@ -22,9 +22,7 @@ Url: TypeAlias = Annotated[
     str | None,
     typer.Option("--url", help="Where the server is; default RUNSTONE_URL, else http://127.0.0.1:8700."),
 ]
-Token: TypeAlias = Annotated[
-    str | None, typer.Option("--token", help="A JWT or key; default RUNSTONE_TOKEN.")
-]
+Token: TypeAlias = Annotated[str | None, typer.Option("--token", help="A JWT or key; default RUNSTONE_TOKEN.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON object per line, for pipes.")]
 
 
@@ -36,9 +34,7 @@ def session(url: str | None, token: str | None, work: Callable[[Client], Awaitab
 
     async def connected() -> int:
         async with Client(url, token=token) as client:
-            await (
-                client.health()
-            )  # a server that is not there is said at once, not after 45 s of trying again
+            await client.health()  # a server that is not there is said at once, not after 45 s of trying again
             return await work(client)
 
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -45,9 +45,7 @@ class Gateway:
         self._gate = Gate(origins=config.origins, hosts=config.hosts)
         self._streams = Streams(metrics, per_user_max=config.sockets_a_user)
         self._tasks = Tasks("gateway")
-        shared = Streaming(
-            log, self._streams, metrics, self._tasks, config.heartbeat_s, config.send_deadline_s
-        )
+        shared = Streaming(log, self._streams, metrics, self._tasks, config.heartbeat_s, config.send_deadline_s)
         self._app = self._routes(shared, agents)
         self._inner: ASGIApp = self._app
         if config.origins:
@@ -97,9 +95,7 @@ class Gateway:
         app.router.routes.append(WebSocketRoute("/v1/ws", WebSockets(shared)))
         app.add_api_route("/healthz", self._healthz, methods=["GET"], response_model=None)
         app.add_api_route("/readyz", self._readyz, methods=["GET"], response_model=None)
-        app.add_api_route(
-            "/metrics", self._exposition, methods=["GET"], response_model=None, include_in_schema=False
-        )
+        app.add_api_route("/metrics", self._exposition, methods=["GET"], response_model=None, include_in_schema=False)
         app.add_exception_handler(RunstoneError, _refused)
         app.add_exception_handler(RequestValidationError, _not_valid)
         app.add_exception_handler(HTTPException, _not_routed)
@@ -166,9 +162,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """The document, with the bodies that we read ourselves, and problems for every refusal."""
     if app.openapi_schema:
         return app.openapi_schema
-    document = get_openapi(
-        title=app.title, version=app.version, description=app.description, routes=app.routes
-    )
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     _, extra = models_json_schema(
         [(model, "validation") for model in SCHEMAS], ref_template="#/components/schemas/{model}"
     )

@@ -150,8 +150,7 @@ def validate(model: type[B], value: dict[str, Json]) -> B:
 def invalid(found: Any) -> Invalid:
     """What pydantic found, in our words."""
     errors = [
-        {"path": ".".join(str(step) for step in item["loc"]) or ".", "detail": str(item["msg"])}
-        for item in found
+        {"path": ".".join(str(step) for step in item["loc"]) or ".", "detail": str(item["msg"])} for item in found
     ]
     return Invalid(f"{errors[0]['path']}: {errors[0]['detail']}", errors)
 

@@ -50,13 +50,11 @@ class Gate:
         self._check_host(scope, headers.get(b"host", b""))
         forwarding = _FORWARDING.intersection(headers)
         if forwarding:
-            name = sorted(forwarding)[0].decode()
+            name = min(forwarding).decode()
             raise Forbidden(f"The request came through a proxy (it has {name}), and no auth is configured.")
         changes = scope["type"] == "websocket" or scope["method"] not in _READS
         if changes and b"origin" in headers:
-            self._check_origin(
-                scope, headers[b"origin"].decode("latin-1"), headers.get(b"host", b"").decode("latin-1")
-            )
+            self._check_origin(scope, headers[b"origin"].decode("latin-1"), headers.get(b"host", b"").decode("latin-1"))
         return LOCAL_USER
 
     def _check_peer(self, scope: Scope) -> None:

@@ -535,9 +535,7 @@ class Server:
             finally:
                 await self._end_connections(state)
 
-    async def _until_stopped(
-        self, loop: asyncio.AbstractEventLoop, lifespan: _Lifespan, state: ServerState
-    ) -> None:
+    async def _until_stopped(self, loop: asyncio.AbstractEventLoop, lifespan: _Lifespan, state: ServerState) -> None:
         stopping = loop.create_task(self._stopping.wait())
         try:
             ended: set[asyncio.Task[Any]] = set()

@@ -279,9 +279,7 @@ class Routes:
         self,
         request: Request,
         run_id: str,
-        wait_s: Annotated[
-            float, Query(ge=0, description="seconds to wait for the end; above 60 counts as 60")
-        ] = 0,
+        wait_s: Annotated[float, Query(ge=0, description="seconds to wait for the end; above 60 counts as 60")] = 0,
     ) -> Response:
         user_id = _user(request)
         run = await self._run(user_id, run_id)
@@ -378,9 +376,7 @@ class Routes:
         after: Seq = None,
         before: Seq = None,
         limit: Limit = PAGE_ROWS_DEFAULT,
-        types: Annotated[
-            str | None, Query(max_length=2000, description="event types, comma-separated")
-        ] = None,
+        types: Annotated[str | None, Query(max_length=2000, description="event types, comma-separated")] = None,
         run_id: Text = None,
         generation: Text = None,
     ) -> Response:
@@ -389,14 +385,10 @@ class Routes:
         family = None
         if run_id is not None:
             family = await self._family(request, run_id)
-        asked = _Asked.of(
-            request, after=after, before=before, limit=limit, types=types, generation=generation
-        )
+        asked = _Asked.of(request, after=after, before=before, limit=limit, types=types, generation=generation)
         self._check_generation(asked)
         if asked.live:
-            return EventStream(
-                self._shared, thread, Filter(asked.types, family), after=asked.after, until_run=None
-            )
+            return EventStream(self._shared, thread, Filter(asked.types, family), after=asked.after, until_run=None)
         return await self._page(thread, asked, family, first=0)
 
     async def run_events(
@@ -406,17 +398,13 @@ class Routes:
         after: Seq = None,
         before: Seq = None,
         limit: Limit = PAGE_ROWS_DEFAULT,
-        types: Annotated[
-            str | None, Query(max_length=2000, description="event types, comma-separated")
-        ] = None,
+        types: Annotated[str | None, Query(max_length=2000, description="event types, comma-separated")] = None,
         generation: Text = None,
     ) -> Response:
         """The same of one run and its children; a stream ends after the run's end."""
         run = await self._run(_user(request), run_id)
         family = await self._family(request, run_id)
-        asked = _Asked.of(
-            request, after=after, before=before, limit=limit, types=types, generation=generation
-        )
+        asked = _Asked.of(request, after=after, before=before, limit=limit, types=types, generation=generation)
         self._check_generation(asked)
         thread = ThreadRef(run.thread_id, _user(request))
         if not asked.live:
@@ -434,9 +422,7 @@ class Routes:
             until_run=run_id,
         )
 
-    async def _page(
-        self, thread: ThreadRef, asked: _Asked, family: frozenset[str] | None, *, first: int
-    ) -> Response:
+    async def _page(self, thread: ThreadRef, asked: _Asked, family: frozenset[str] | None, *, first: int) -> Response:
         head = await self._log.head(thread)
         if asked.after > head:
             raise CursorAhead(f"The cursor {asked.after} is beyond the thread's head {head}.")
@@ -447,8 +433,7 @@ class Routes:
         events = [
             event
             for event in page.events
-            if (asked.types is None or event.type in asked.types)
-            and (family is None or event.run_id in family)
+            if (asked.types is None or event.type in asked.types) and (family is None or event.run_id in family)
         ]
         return _event_page(events, page, max(head, page.last), self._log.generation)
 
@@ -534,8 +519,7 @@ def _resource(resource: Resource, status: int = 200) -> Response:
 
 def _listing(plural: str, page: Listing[Any]) -> Response:
     items = ",".join(
-        item.model_dump_json(exclude={"interrupted"} if isinstance(item, Run) else None)
-        for item in page.items
+        item.model_dump_json(exclude={"interrupted"} if isinstance(item, Run) else None) for item in page.items
     )
     rest: dict[str, values.Json] = {"next_cursor": page.next_cursor}
     if page.head is not None:

@@ -76,7 +76,7 @@ class EventStream(Response):
                 events, caught_up = subscription.take(page)
                 await out.events(events, caught_up)
                 if self._ended(page):
-                    return
+                    return None
                 if any(event.type == "thread_deleted" for event in page.events):
                     return await out.control("closing", reason="deleted")
                 if not tail.behind or self._must_close() or gone.done():

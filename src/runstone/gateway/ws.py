@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -34,14 +34,10 @@ class WebSockets:
         shared, wake = self._shared, asyncio.Event()
         try:
             with shared.streams.opened(scope[USER_KEY], "ws", wake.set):
-                await send(
-                    {"type": "websocket.accept", "subprotocol": protocol.SUBPROTOCOL if offered else None}
-                )
+                await send({"type": "websocket.accept", "subprotocol": protocol.SUBPROTOCOL if offered else None})
                 socket = _Socket(shared, scope, receive, send, wake)
-                try:
+                with suppress(OSError, TimeoutError):  # the client is gone, or reads nothing; its cursors are good
                     await socket.run()
-                except (OSError, TimeoutError):
-                    pass  # the client is gone, or reads nothing; its cursors are still good
         except RunstoneError as error:
             await refuse(scope, receive, send, problem(error))
 
@@ -57,9 +53,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send, response: Response)
 class _Socket:
     """One accepted socket: one task reads, one writes, and a lock keeps what they send in order."""
 
-    def __init__(
-        self, shared: Streaming, scope: Scope, receive: Receive, send: Send, wake: asyncio.Event
-    ) -> None:
+    def __init__(self, shared: Streaming, scope: Scope, receive: Receive, send: Send, wake: asyncio.Event) -> None:
         self._shared = shared
         self._receive = receive
         self._asgi_send = send
@@ -67,9 +61,7 @@ class _Socket:
         found = connection_of(scope)
         self._connection = found if isinstance(found, FrameConnection) else None
         self._user_id: str = scope[USER_KEY]
-        self._session = Session(
-            user_id=self._user_id, generation=shared.log.generation, heartbeat_s=shared.heartbeat_s
-        )
+        self._session = Session(user_id=self._user_id, generation=shared.log.generation, heartbeat_s=shared.heartbeat_s)
         self._tails: dict[str, tuple[AsyncExitStack, Tail]] = {}
         self._sending = asyncio.Lock()
         self._delivered = shared.metrics.events_delivered.labels(protocol="ws")

@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw
 from runstone import events as e
 from runstone import values
 from runstone.clock import Clock, to_datetime
-from runstone.errors import Invalid, ToolError, TooLarge
+from runstone.errors import Invalid, TooLarge, ToolError
 from runstone.events import Draft, PartialReason
 from runstone.ids import new_id
 from runstone.limits import (
@@ -51,7 +51,9 @@ class History(msgspec.Struct, frozen=True):
 class Run:
     """One execution of an agent, as the agent sees it."""
 
-    def __init__(self, row: RunRow, outbox: Outbox, rows: Rows, clock: Clock, deadline: datetime, prompt: str | None) -> None:
+    def __init__(
+        self, row: RunRow, outbox: Outbox, rows: Rows, clock: Clock, deadline: datetime, prompt: str | None
+    ) -> None:
         self._row = row
         self._outbox = outbox
         self._rows = rows
@@ -162,7 +164,7 @@ class Run:
         except asyncio.CancelledError:
             await self._outbox.write(self._draft(action.completed("interrupted"), private=private))
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a tool raises is recorded, and told to the agent by its record
+        except Exception as error:
             failure = _tool_error(error)
             action.fail(failure)
             await self._outbox.append(self._draft(action.completed("error"), private=private))
@@ -296,7 +298,7 @@ class Message:
         self._part += 1
         data = e.MessagePart(message_id=self.message_id, part=self._part, value=_sized("part", value))
         self._fold.feed(data)
-        await self._outbox().append(self._run._draft(data))  # noqa: SLF001 - a message is a part of its run
+        await self._outbox().append(self._run._draft(data))
 
     async def close(self, reason: PartialReason | None) -> None:
         """Completes the message; with a reason it stays partial. A barrier; safe twice."""
@@ -304,16 +306,16 @@ class Message:
             return
         await self._end_part()
         self._closed = True
-        self._run._open.remove(self)  # noqa: SLF001 - a message is a part of its run
-        if self._run._thought is self:  # noqa: SLF001
-            self._run._thought = None  # noqa: SLF001
+        self._run._open.remove(self)
+        if self._run._thought is self:
+            self._run._thought = None
         data = e.MessageCompleted(
             message_id=self.message_id,
             status="completed" if reason is None else "partial",
             reason=UNSET if reason is None else reason,
             length=self._fold.length,
         )
-        await self._outbox().append(self._run._draft(data, content=self._fold.encoded()))  # noqa: SLF001
+        await self._outbox().append(self._run._draft(data, content=self._fold.encoded()))
 
     async def _delta(self, kind: type[e.AgentThinking | e.MessageDelta], delta: str) -> None:
         if not isinstance(delta, str):
@@ -353,7 +355,7 @@ class Message:
         self._kind = None
 
     def _outbox(self) -> Outbox:
-        return self._run._outbox  # noqa: SLF001 - a message is a part of its run
+        return self._run._outbox
 
 
 class Action:
@@ -373,7 +375,7 @@ class Action:
         """Live output; buffered."""
         for start in range(0, len(delta) or 1, e.DELTA_CHARS_MAX):
             data = e.ToolOutput(action_id=self.action_id, delta=values.mend(delta[start : start + e.DELTA_CHARS_MAX]))
-            await self._run._outbox.write(self._run._draft(data, private=self._private))  # noqa: SLF001
+            await self._run._outbox.write(self._run._draft(data, private=self._private))
 
     def complete(self, output: Json) -> None:
         """What the call is to be recorded with on exit."""
@@ -410,14 +412,14 @@ class State:
         """The latest value."""
         run = self._run
         await run.flush()
-        found, _ = await run._rows.state(run.user, run.thread_id, private=True)  # noqa: SLF001
+        found, _ = await run._rows.state(run.user, run.thread_id, private=True)
         return found.get(key, default)
 
     async def set(self, key: str, value: Json, *, public: bool = False) -> None:
         """Committed on return; null deletes. Clients see the values of public keys only."""
         _bounded("key", key, KEY_CHARS_MAX)
         data = e.StateChanged(key=key, value=_sized("value", value))
-        await self._run._outbox.append(self._run._draft(data, private=not public))  # noqa: SLF001
+        await self._run._outbox.append(self._run._draft(data, private=not public))
 
 
 class Entered:
@@ -446,7 +448,7 @@ def _tool_error(error: Exception) -> ToolError:
 
 
 def _bounded(what: str, text: str, chars_max: int) -> None:
-    if not isinstance(text, str) or not 1 <= len(text) <= chars_max:
+    if not 1 <= len(text) <= chars_max:
         raise Invalid.at(what, f"must be text of 1 to {chars_max} characters")
 
 

@@ -8,7 +8,14 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Literal, TypeAlias, cast, get_origin, is_typeddict
 
-from pydantic import BaseModel, ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
 
 from runstone.errors import BadConfig, Invalid, UnknownAgent
 from runstone.events import OnCrash
@@ -51,7 +58,9 @@ class Parameters:
         try:
             signature = inspect.signature(function, eval_str=True)
         except NameError as error:
-            raise BadConfig(f"agent {name}: {error} in its annotations", remedy="Import it at the module's top.") from None
+            raise BadConfig(
+                f"agent {name}: {error} in its annotations", remedy="Import it at the module's top."
+            ) from None
         taken = list(signature.parameters.values())
         if not taken:
             raise BadConfig(f"agent {name} takes no run", remedy=f"Write: async def {name}(run: Run, …).")
@@ -132,14 +141,15 @@ def define_agent(
     timeout_s: float,
 ) -> AgentDefinition:
     """Raises BadConfig on what cannot be an agent."""
-    agent_name = check_name("agent", name or getattr(function, "__name__", ""))
+    agent_name = check_name("agent", name or str(getattr(function, "__name__", "")))
     if inspect.isasyncgenfunction(function):
         kind: Literal["coroutine", "generator"] = "generator"
     elif inspect.iscoroutinefunction(function):
         kind = "coroutine"
     else:
         raise BadConfig(
-            f"agent {agent_name} is not async", remedy="Write async def; call blocking code through a sync @app.tool."
+            f"agent {agent_name} is not async",
+            remedy="Write async def; call blocking code through a sync @app.tool.",
         )
     if not timeout_s > 0 or max_attempts < 1:
         raise BadConfig(f"agent {agent_name}: timeout_s must be above 0 and max_attempts at least 1.")
@@ -163,7 +173,10 @@ class Agents:
 
     def add(self, agent: AgentDefinition) -> None:
         if agent.name in self._by_name:
-            raise BadConfig(f"There are two agents named {agent.name}.", remedy="Give one another name: @app.agent(name=…).")
+            raise BadConfig(
+                f"There are two agents named {agent.name}.",
+                remedy="Give one another name: @app.agent(name=…).",
+            )
         self._by_name[agent.name] = agent
 
     def get(self, name: str) -> AgentDefinition:

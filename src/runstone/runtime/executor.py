@@ -20,7 +20,7 @@ from runstone.log import Log
 from runstone.metrics import Metrics
 from runstone.runtime.context import Entered, Run, deadline_of
 from runstone.runtime.definitions import AgentDefinition
-from runstone.runtime.registry import Registry, Running
+from runstone.runtime.registry import Registry, Running, StopReason
 from runstone.service import Tasks
 from runstone.store import RunRow
 
@@ -46,7 +46,7 @@ class Executor:
         run = Run(row, outbox, self._log.rows, self._clock, deadline_of(self._clock, row.timeout_s), prompt)
         task = self._tasks.start(_tried(self._call(agent, run, row)), row.run_id)
         running = self._registry.register(row.run_id, task, self._clock.monotonic())
-        outbox.on_failure = lambda _failure: running.stop("fenced")
+        outbox.on_failure = lambda _failure: _stop(running, "fenced")
         try:
             await self._supervise(running, run, row)
             if running.stop_reason not in {"shutdown", "fenced"}:
@@ -57,7 +57,7 @@ class Executor:
             logger.info("a run ended without its attempt", run=row.run_id, detail=stale.detail)
         except StoreFailed:
             pass  # the log has said so, and stops the whole process
-        except Exception as error:  # noqa: BLE001 - whatever happens here, the run must end
+        except Exception as error:
             logger.exception("a run could not be executed", run=row.run_id)
             await self._log.append(end_run(row.run_id, self._failed(error, row), attempt=None))
         finally:
@@ -146,6 +146,10 @@ class Executor:
         attempt = row.attempt if running.task.done() else None
         ended: str = await self._log.append(end_run(row.run_id, outcome, attempt=attempt))
         self._metrics.runs_ended.labels(status=ended.removeprefix("agent_")).inc()
+
+
+def _stop(running: Running, reason: StopReason) -> None:
+    running.stop(reason)
 
 
 class _Returned(msgspec.Struct, frozen=True):

@@ -63,7 +63,7 @@ class Registry:
         return running is not None and running.stop("cancelled")
 
     def complete(self, run_id: str, now: float) -> None:
-        """The run has ended. It stays known while its task still runs: one that ignores cancels is watched until it ends."""
+        """The run has ended. It stays known while its task still runs: one that ignores cancels is watched."""
         running = self._runs.get(run_id)
         if running is None or running.completed is not None:
             return

@@ -14,7 +14,7 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from runstone import values
-from runstone.errors import BadConfig, Invalid, OutputTooLarge, ToolError, TooLarge
+from runstone.errors import BadConfig, Invalid, OutputTooLarge, TooLarge, ToolError
 from runstone.failpoints import hit
 from runstone.limits import INPUT_BYTES_MAX, OUTPUT_BYTES_MAX
 from runstone.runtime.context import Action, Run
@@ -32,9 +32,12 @@ class Tool(Generic[P, R]):
     """A function that an agent calls. Inside a run a call is an action and is awaited; outside it is the function."""
 
     def __init__(self, function: Callable[P, R], *, name: str | None, timeout_s: float | None, private: bool) -> None:
-        self.name = check_name("tool", name or getattr(function, "__name__", ""))
+        self.name = check_name("tool", name or str(getattr(function, "__name__", "")))
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-            raise BadConfig(f"tool {self.name} is a generator", remedy="Return a value; stream with a parameter annotated Action.")
+            raise BadConfig(
+                f"tool {self.name} is a generator",
+                remedy="Return a value; stream with a parameter annotated Action.",
+            )
         if timeout_s is not None and not timeout_s > 0:
             raise BadConfig(f"tool {self.name}: timeout_s must be above 0.")
         self._function = function
@@ -48,10 +51,11 @@ class Tool(Generic[P, R]):
             self._result = TypeAdapter[Any](annotation if known else Any)
         except (PydanticSchemaGenerationError, NameError) as error:
             raise BadConfig(
-                f"tool {self.name}: {error}", remedy="Annotate the result with a type that JSON can be read into."
+                f"tool {self.name}: {error}",
+                remedy="Annotate the result with a type that JSON can be read into.",
             ) from None
         self._action_names = [name for name, p in self._signature.parameters.items() if p.annotation is Action]
-        update_wrapper(self, function)  # type: ignore[arg-type]
+        update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         run = Run.current()
@@ -76,7 +80,7 @@ class Tool(Generic[P, R]):
         return kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
     def _positional(self, arguments: dict[str, Any]) -> Callable[[], Any]:
-        bound = inspect.BoundArguments(self._signature, arguments)  # type: ignore[arg-type]
+        bound = inspect.BoundArguments(self._signature, arguments)
         return partial(self._function, *bound.args, **bound.kwargs)
 
     async def _call(self, call: Callable[[], Any]) -> Any:

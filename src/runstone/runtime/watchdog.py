@@ -51,7 +51,7 @@ class Watchdog:
 
     def _report(self, loop_thread: int) -> None:
         self._metrics.loop_blocked.inc()
-        frame = sys._current_frames().get(loop_thread)  # noqa: SLF001 - the only way to see another thread's frame
+        frame = sys._current_frames().get(loop_thread)
         stack = traceback.extract_stack(frame)[-5:] if frame is not None else []
         where = " < ".join(f"{entry.name} ({entry.filename}:{entry.lineno})" for entry in reversed(stack))
         logger.warning("code holds the event loop: nothing can be sent, stopped or timed out meanwhile", where=where)

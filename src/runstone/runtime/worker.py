@@ -31,9 +31,7 @@ _SWEEP_S = 5.0
 class Worker:
     """One per process. `start` ends what a dead process left under way, then takes up the queue."""
 
-    def __init__(
-        self, log: Log, agents: Agents, clock: Clock, metrics: Metrics, *, slots: int, debug: bool
-    ) -> None:
+    def __init__(self, log: Log, agents: Agents, clock: Clock, metrics: Metrics, *, slots: int, debug: bool) -> None:
         self.id = new_id("wrk")
         self.registry = Registry()
         self._log = log
@@ -52,9 +50,9 @@ class Worker:
         self._log.listen(self._hinted)
         self._watchdog.start()
         self._work.set()
-        self._services.start(self._claim_loop(), "claim")
-        self._services.start(every(POLL_S, self._poll), "poll")
-        self._services.start(every(_SWEEP_S, self._sweep), "sweep")
+        self._services.run(self._claim_loop(), "claim")
+        self._services.run(every(POLL_S, self._poll), "poll")
+        self._services.run(every(_SWEEP_S, self._sweep), "sweep")
 
     async def stop(self) -> None:
         """Stops claiming, keeps what the runs have said, and lets go of them; safe twice."""
@@ -84,7 +82,7 @@ class Worker:
                 wanted = min(free, _CLAIM_MAX)
                 claimed: list[RunRow] = await self._log.append(claim_runs(names, wanted, self.id))
                 for row in claimed:
-                    self._runs.start(self._run(row), row.run_id)
+                    self._runs.run(self._run(row), row.run_id)
                 if len(claimed) < wanted:
                     break
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Concatenate, ParamSpec, TypeVar
 
 from runstone.clock import Clock
+from runstone.ids import new_id
 from runstone.resources import Action, Listing, Message, Run, Thread
 from runstone.store import Committed, Entry, RunRow
 from runstone.stores.migrations import check, migrate, plan
@@ -53,7 +53,7 @@ class SqliteStore:
             migrate(schema, plan(MIGRATIONS, schema.applied()))
             check(MIGRATIONS, schema.applied())
             with failing():
-                connection.execute("INSERT OR IGNORE INTO meta VALUES ('generation', ?)", (uuid.uuid4().hex,))
+                connection.execute("INSERT OR IGNORE INTO meta VALUES ('generation', ?)", (new_id("gen"),))
                 self.generation = connection.execute("SELECT value FROM meta WHERE name = 'generation'").get
                 self._writer = Writer(connection, self._clock)
             self._connection = connection

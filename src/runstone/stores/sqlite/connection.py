@@ -95,7 +95,9 @@ def prepare(path: Path) -> None:
             finally:
                 os.close(descriptor)
     except OSError as error:
-        raise BadConfig(f"The store {path} cannot be made: {error.strerror}.", remedy="Give a folder you can write to.") from None
+        raise BadConfig(
+            f"The store {path} cannot be made: {error.strerror}.", remedy="Give a folder you can write to."
+        ) from None
 
 
 def connect(url: SqliteUrl, *, write: bool) -> apsw.Connection:
@@ -154,7 +156,8 @@ class SqliteSchema:
         migration = step.migration
         with failing(), transaction(self._connection, "IMMEDIATE"):
             self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS migrations (version INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL, "
+                "CREATE TABLE IF NOT EXISTS migrations "
+                "(version INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL, "
                 "applied_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')))"
             )
             for statement in migration.up if step.direction == "up" else migration.down:
@@ -172,4 +175,7 @@ def _pragma(connection: apsw.Connection, name: str, value: str | int) -> None:
     connection.execute(f"PRAGMA {name} = {value}")
     found = connection.execute(f"PRAGMA {name}").get
     if found != value:
-        raise StoreFailed(f"SQLite did not take {name} = {value}: it is {found}.", remedy="Use a local disk: network file systems cannot keep this store safe.")
+        raise StoreFailed(
+            f"SQLite did not take {name} = {value}: it is {found}.",
+            remedy="Use a local disk: network file systems cannot keep this store safe.",
+        )

@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import apsw
 import msgspec
@@ -21,17 +21,19 @@ from runstone.errors import Invalid, NotFound
 from runstone.events import Event
 from runstone.limits import LIST_BYTES_MAX, PREVIEW_CHARS_MAX
 from runstone.messages import text_of
-from runstone.resources import Action, Listing, Message, Preview, Run, Thread
+from runstone.resources import Action, Listing, Message, Preview, Run, Thread, UsageSum
 from runstone.store import RunRow
 from runstone.stores.sqlite.connection import failing, transaction
-from runstone.stores.sqlite.writer import RUN_COLUMNS, fold_message, run_row
+from runstone.stores.sqlite.writer import RUN_COLUMNS, USAGE_COLUMNS, fold_message, run_row
 from runstone.values import Json, decode
 from runstone.views import ListQuery, Page, ThreadRef
 
 _R = TypeVar("_R")
+BusyStatus: TypeAlias = Literal["running", "waiting", "queued"]
 
 _PAGE = """
-SELECT json_group_array(json_array(seq, run_id, attempt, type, time, private, CAST(payload AS TEXT)) ORDER BY seq) FROM (
+SELECT json_group_array(json_array(seq, run_id, attempt, type, time, private, CAST(payload AS TEXT)) ORDER BY seq)
+FROM (
     SELECT *, sum(length(payload)) OVER (ORDER BY seq {direction}) - length(payload) AS bytes_before FROM (
         SELECT e.seq, r.run_id, e.attempt, e.type, e.time, e.private, e.payload
         FROM events AS e LEFT JOIN runs AS r USING (run_no)
@@ -115,7 +117,8 @@ class Reader:
 
     def _head(self, user_id: str, thread_id: str) -> int:
         found = self._db.execute(
-            "SELECT max(seq) FROM events WHERE thread_no = (SELECT thread_no FROM threads WHERE thread_id = ? AND user_id = ?)",
+            "SELECT max(seq) FROM events "
+            "WHERE thread_no = (SELECT thread_no FROM threads WHERE thread_id = ? AND user_id = ?)",
             (thread_id, user_id),
         ).get
         return int(found or 0)
@@ -136,7 +139,7 @@ class Reader:
 
     def run_row(self, run_id: str) -> RunRow | None:
         with failing():
-            row = self._db.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE run_id = ?", (run_id,)).fetchone()  # noqa: S608
+            row = self._db.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE run_id = ?", (run_id,)).fetchone()
             return None if row is None else run_row(row)
 
     def cancelling(self) -> list[str]:
@@ -147,7 +150,9 @@ class Reader:
     def threads(self, user_id: str, query: ListQuery) -> Listing[Thread]:
         where = _Where("user_id = ?", user_id).plus("deleted_at IS NULL")
         with self._snapshot():
-            return self._listing(_THREAD, where, query, ("updated_at", "thread_id"), lambda row: self._thread(user_id, row))
+            return self._listing(
+                _THREAD, where, query, ("updated_at", "thread_id"), lambda row: self._thread(user_id, row)
+            )
 
     def runs(self, user_id: str, query: ListQuery) -> Listing[Run]:
         where = _Where("user_id = ?", user_id).plus(_KEPT)
@@ -166,7 +171,9 @@ class Reader:
             where.plus("status <> 'superseded'")
         with self._snapshot():
             return self._under_head(
-                user_id, query, lambda: self._listing(_MESSAGE, where, query, ("first_seq", "message_id"), self._message)
+                user_id,
+                query,
+                lambda: self._listing(_MESSAGE, where, query, ("first_seq", "message_id"), self._message),
             )
 
     def message(self, user_id: str, message_id: str) -> Message | None:
@@ -180,7 +187,9 @@ class Reader:
         if query.before_seq is not None:
             where.plus("seq < ?", query.before_seq)
         with self._snapshot():
-            return self._under_head(user_id, query, lambda: self._listing(_ACTION, where, query, ("seq", "action_id"), _action))
+            return self._under_head(
+                user_id, query, lambda: self._listing(_ACTION, where, query, ("seq", "action_id"), _action)
+            )
 
     def state(self, user_id: str, thread_id: str, private: bool) -> tuple[dict[str, Json], int]:
         with self._snapshot():
@@ -197,7 +206,10 @@ class Reader:
 
     def statuses(self) -> dict[str, int]:
         with failing():
-            return dict(self._db.execute("SELECT status, count(*) FROM runs WHERE ended_at IS NULL GROUP BY status").fetchall())
+            rows: list[Any] = self._db.execute(
+                "SELECT status, count(*) FROM runs WHERE ended_at IS NULL GROUP BY status"
+            ).fetchall()
+            return dict(rows)
 
     # --- how ----------------------------------------------------------------------------------------------
 
@@ -223,9 +235,8 @@ class Reader:
             members = self.family(user_id, query.run_id) if query.children else {query.run_id}
             where.plus(f"{child_column} IN ({', '.join('?' * len(members))})", *members)
         elif not query.children:
-            where.plus(
-                f"({child_column} IS NULL OR (SELECT parent_run_id FROM runs AS r WHERE r.run_id = {child_column}) IS NULL)"
-            )
+            parent = f"(SELECT parent_run_id FROM runs AS r WHERE r.run_id = {child_column})"
+            where.plus(f"({child_column} IS NULL OR {parent} IS NULL)")
         return where
 
     def _under_head(self, user_id: str, query: ListQuery, read: Callable[[], Listing[_R]]) -> Listing[_R]:
@@ -258,7 +269,8 @@ class Reader:
 
     def _thread(self, user_id: str, row: dict[str, Any]) -> Thread:
         busy = (row.pop("busy") or "").split(",")
-        status = next((status for status in ("running", "waiting", "queued") if status in busy), "idle")
+        order: tuple[BusyStatus, ...] = ("running", "waiting", "queued")
+        status: BusyStatus | Literal["idle"] = next((status for status in order if status in busy), "idle")
         return Thread(
             **_plain(row, "metadata"),
             status=status,
@@ -340,12 +352,11 @@ def _plain(row: dict[str, Any], *json_columns: str) -> dict[str, Any]:
 
 
 def _run(row: dict[str, Any]) -> Run:
-    usage_names = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens", "cost")
-    usage = {name: row.pop(name) for name in usage_names}
+    usage = {name: row.pop(name) for name in USAGE_COLUMNS}
     row.pop("updated_at")
     return Run(
         **_plain(row, "input", "output", "error", "metadata"),
-        usage=None if usage["input_tokens"] is None else usage,
+        usage=None if usage["input_tokens"] is None else UsageSum(**usage),
     )
 
 

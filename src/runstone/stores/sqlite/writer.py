@@ -48,17 +48,18 @@ _EVENT_COLUMNS = "pos, thread_no, seq, run_no, attempt, user_id, type, time, pri
 _EVENT_WIDTH = 10
 _ROWS_A_STATEMENT = (64, 8, 1)
 _INSERT_EVENTS = {
-    rows: f"INSERT INTO events ({_EVENT_COLUMNS}) VALUES " + ", ".join(["(" + ", ".join("?" * _EVENT_WIDTH) + ")"] * rows)
+    rows: f"INSERT INTO events ({_EVENT_COLUMNS}) VALUES "
+    + ", ".join(["(" + ", ".join("?" * _EVENT_WIDTH) + ")"] * rows)
     for rows in _ROWS_A_STATEMENT
 }
 _KNOWN_MAX = 20_000  # threads and runs remembered; a forgotten one costs a look-up
 
+USAGE_COLUMNS = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens", "cost")
 RUN_COLUMNS = (
-    "run_id, thread_id, user_id, agent, status, attempt, input, metadata, message_id, parent_run_id, root_run_id, on_busy, on_crash, "
-    "max_attempts, timeout_s, cancel_by, cancel_reason, cancel_deadline, first_seq, "
-    "input_tokens, output_tokens, cached_input_tokens, reasoning_tokens, cost"
+    "run_id, thread_id, user_id, agent, status, attempt, input, metadata, message_id, parent_run_id, "
+    "root_run_id, on_busy, on_crash, max_attempts, timeout_s, cancel_by, cancel_reason, cancel_deadline, first_seq, "
+    + ", ".join(USAGE_COLUMNS)
 )
-_RUN_PLAIN = 19  # of them before the usage columns
 
 
 class _Thread(msgspec.Struct):
@@ -82,8 +83,9 @@ class Writer:
         self._clock = clock
         self._threads: OrderedDict[str, _Thread] = OrderedDict()
         self._runs: OrderedDict[str, _Run] = OrderedDict()
-        row = connection.execute("SELECT pos, time FROM events ORDER BY pos DESC LIMIT 1").fetchone()
-        self._pos, self._time_us = row or (0, 0)
+        newest: Any = connection.execute("SELECT pos, time FROM events ORDER BY pos DESC LIMIT 1").fetchone()
+        self._pos: int = newest[0] if newest else 0
+        self._time_us: int = newest[1] if newest else 0
 
     def commit(self, batch: Sequence[Entry]) -> Committed:
         try:
@@ -141,12 +143,13 @@ class Writer:
     def thread(self, thread_id: str) -> _Thread:
         known = self._threads.get(thread_id)
         if known is None:
-            no, head = self._db.execute(
-                "SELECT thread_no, coalesce((SELECT max(seq) FROM events WHERE events.thread_no = threads.thread_no), 0) "
+            row: Any = self._db.execute(
+                "SELECT thread_no, "
+                "coalesce((SELECT max(seq) FROM events AS e WHERE e.thread_no = threads.thread_no), 0) "
                 "FROM threads WHERE thread_id = ?",
                 (thread_id,),
             ).fetchone()
-            known = self._threads[thread_id] = _Thread(no, head)
+            known = self._threads[thread_id] = _Thread(*row)
         else:
             self._threads.move_to_end(thread_id)
         return known
@@ -154,9 +157,11 @@ class Writer:
     def run(self, run_id: str) -> _Run:
         known = self._runs.get(run_id)
         if known is None:
-            no, thread_id, user_id, attempt, ended = self._db.execute(
-                "SELECT run_no, thread_id, user_id, attempt, ended_at IS NOT NULL FROM runs WHERE run_id = ?", (run_id,)
+            row: Any = self._db.execute(
+                "SELECT run_no, thread_id, user_id, attempt, ended_at IS NOT NULL FROM runs WHERE run_id = ?",
+                (run_id,),
             ).fetchone()
+            no, thread_id, user_id, attempt, ended = row
             head = e.envelope_head(thread_id, run_id, attempt or None, user_id)
             known = self._runs[run_id] = _Run(no, ThreadRef(thread_id, user_id), attempt, bool(ended), head)
         else:
@@ -199,23 +204,24 @@ class Writer:
         return rows[0] if rows else None
 
     def _run_rows(self, where: str, bindings: tuple[object, ...]) -> list[RunRow]:
-        found = self._db.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE {where}", bindings)  # noqa: S608
+        found = self._db.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE {where}", bindings)
         return [run_row(row) for row in found]
 
     def _thread_runs(self, thread: ThreadRef, open_items: bool) -> tuple[Unfinished, ...]:
         rows = self._run_rows(
-            "thread_id = ? AND user_id = ? AND ended_at IS NULL ORDER BY run_no", (thread.thread_id, thread.user_id)
+            "thread_id = ? AND user_id = ? AND ended_at IS NULL ORDER BY run_no",
+            (thread.thread_id, thread.user_id),
         )
         return tuple(self._unfinished(row, open_items) for row in rows)
 
     def _unfinished(self, run: RunRow, open_items: bool) -> Unfinished:
         if not open_items:
             return Unfinished(run)
-        messages = self._db.execute(
+        messages: list[Any] = self._db.execute(
             "SELECT message_id, first_seq FROM messages WHERE run_id = ? AND status = 'streaming' ORDER BY first_seq",
             (run.run_id,),
         ).fetchall()
-        actions = self._db.execute(
+        actions: list[Any] = self._db.execute(
             "SELECT action_id, started_at, private FROM actions WHERE run_id = ? AND status = 'pending' ORDER BY seq",
             (run.run_id,),
         ).fetchall()
@@ -285,14 +291,14 @@ class Writer:
         if change.op == "insert":
             names = (*keys, *change.columns)
             marks = ", ".join("?" * len(names))
-            sql = f"INSERT INTO {change.table} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608
+            sql = f"INSERT INTO {change.table} ({', '.join(names)}) VALUES ({marks})"
             self._db.execute(sql, (*change.key, *change.columns.values()))
         elif change.op == "delete":
-            self._db.execute(f"DELETE FROM {change.table} WHERE {where}", change.key)  # noqa: S608
+            self._db.execute(f"DELETE FROM {change.table} WHERE {where}", change.key)
         else:
             sets = [f"{name} = ?" for name in change.columns]
             sets += [f"{name} = coalesce({name}, 0) + ?" for name in change.add]
-            sql = f"UPDATE {change.table} SET {', '.join(sets)} WHERE {where}"  # noqa: S608
+            sql = f"UPDATE {change.table} SET {', '.join(sets)} WHERE {where}"
             self._db.execute(sql, (*change.columns.values(), *change.add.values(), *change.key))
             assert self._db.changes() == 1, f"no {change.table} row {change.key} to update"
 
@@ -310,7 +316,8 @@ class _Batch:
         """The entry's result, or its refusal; a refused entry has written nothing."""
         try:
             if isinstance(entry, Append):
-                return self._append(entry)
+                self._append(entry)
+                return None
             return self._command(entry)
         except StoreFailed:
             raise
@@ -403,19 +410,11 @@ class _Batch:
 
 def run_row(row: Iterable[Any]) -> RunRow:
     """The columns of `RUN_COLUMNS` as a record."""
-    fields = list(row)
-    (input_, metadata), usage = fields[6:8], fields[_RUN_PLAIN:]
-    names = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens", "cost")
-    sums = {name: value or 0 for name, value in zip(names, usage, strict=True)}
-    plain = fields[:_RUN_PLAIN]
-    return RunRow(
-        *plain[:6],
-        Raw(input_),
-        Raw(metadata),
-        *plain[8:18],
-        values.raw(sums),
-        plain[18],
-    )
+    fields = dict(zip(RUN_COLUMNS.split(", "), row, strict=True))
+    usage = {name: fields.pop(name) or 0 for name in USAGE_COLUMNS}
+    for name in ("input", "metadata"):
+        fields[name] = Raw(fields[name])
+    return RunRow(**fields, usage=values.raw(usage))
 
 
 def fold_message(
@@ -423,7 +422,8 @@ def fold_message(
 ) -> MessageFold:
     """A streaming message from its events in the log."""
     rows = db.execute(
-        "SELECT type, payload FROM events WHERE thread_no = (SELECT thread_no FROM threads WHERE thread_id = ?1 AND user_id = ?2) "
+        "SELECT type, payload FROM events "
+        "WHERE thread_no = (SELECT thread_no FROM threads WHERE thread_id = ?1 AND user_id = ?2) "
         "AND user_id = ?2 AND seq > ?3 AND run_no = (SELECT run_no FROM runs WHERE run_id = ?4) "
         "AND type IN ('message_delta', 'agent_thinking', 'message_part') ORDER BY seq LIMIT ?5",
         (thread.thread_id, thread.user_id, first_seq, run_id, limit),
