@@ -12,9 +12,10 @@ import msgspec
 
 
 class Hint(msgspec.Struct, frozen=True):
-    """`events`: thread `id` has events up to `seq`. `work`: there may be a run to claim. `cancel`: of run `id`."""
+    """`events`: thread `id` has events up to `seq`. `work`: there may be a run to claim. `cancel` and
+    `ended`: the run `id`."""
 
-    about: Literal["events", "work", "cancel"]
+    about: Literal["events", "work", "cancel", "ended"]
     id: str = ""
     seq: int = 0
 

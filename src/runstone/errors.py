@@ -72,6 +72,11 @@ class MethodNotAllowed(RunstoneError):
     remedy = "See /openapi.json for what this path takes."
 
 
+class TooSlow(RunstoneError):
+    code, status, title = "too_slow", 408, "The body took too long"
+    remedy = "Send it again over a better line, or send less."
+
+
 class ThreadBusy(RunstoneError):
     code, status, title = "thread_busy", 409, "The thread has an unfinished run"
     remedy = "Wait for its end, cancel it, or start with on_busy enqueue or interrupt."

@@ -11,6 +11,7 @@ DELTA_BYTES_MAX = 32 * KIB  # longer deltas are split, shorter neighbours merge 
 FRAME_BYTES_SOFT = 256 * KIB  # events gather in a frame up to this
 CLIENT_FRAME_BYTES_MAX = 64 * KIB  # what a client says is small; over it: close 4413
 BODY_BYTES_MAX = 768 * KIB
+BODY_TIMEOUT_S = 30.0  # to send it: 200 kbit/s are enough for the largest
 INPUT_BYTES_MAX = 640 * KIB  # inputs and messages, encoded: leaves room for the rest of the event
 OUTPUT_BYTES_MAX = 512 * KIB  # of a tool, a step, a run
 METADATA_BYTES_MAX = 16 * KIB

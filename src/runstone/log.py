@@ -40,7 +40,6 @@ from runstone.views import Page, Rows, ThreadRef
 logger = structlog.get_logger(__name__)
 
 POLL_S = 1.0  # how late an event may be when its hint was lost
-_MAKE_WORK = TERMINAL_EVENTS | {"run_queued"}  # a new run, or room for the next one of a thread
 _YIELD_EVERY = 32  # buffered writes between two turns of the loop, so that one run cannot hold it
 _DRAFT_BYTES = 256  # what a draft that is not text counts in the buffer
 
@@ -53,7 +52,7 @@ class Log:
         self._broker = broker
         self._clock = clock
         self._metrics = metrics
-        self._tasks = Tasks("log", on_crash=self._crashed)
+        self._tasks = Tasks("log", on_crash=self.crashed)
         self._ready: deque[Outbox | tuple[Command, asyncio.Future[Any]]] = deque()
         self._wakeup = asyncio.Event()
         self._idle = asyncio.Event()
@@ -178,8 +177,10 @@ class Log:
         for event in events:
             if event.type == "cancel_requested":
                 self._broker.publish(Hint("cancel", event.run_id or ""))
-            elif event.type in _MAKE_WORK:
+            elif event.type == "run_queued":
                 self._broker.publish(Hint("work"))
+            elif event.type in TERMINAL_EVENTS:
+                self._broker.publish(Hint("ended", event.run_id or ""))
 
     def _fail(self, failure: StoreFailed, owners: Sequence[Outbox | asyncio.Future[Any]] = ()) -> None:
         """Fail-stop: whoever waits is told, whoever watches is woken to be told."""
@@ -206,8 +207,9 @@ class Log:
             for tail in tails:
                 tail.wake()
 
-    def _crashed(self, error: BaseException) -> None:
-        self._fail(StoreFailed(f"The log died: {type(error).__name__}: {error}"))
+    def crashed(self, error: BaseException) -> None:
+        """A service that the process cannot do without has died: better no server than half a one."""
+        self._fail(StoreFailed(f"A service died: {type(error).__name__}: {error}"))
 
     # --- what is said and not yet committed -------------------------------------------------------------
 

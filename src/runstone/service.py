@@ -12,6 +12,8 @@ logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+STOP_S = 5.0  # for cancelled tasks to end; code that ignores a cancel must not hold up a shutdown
+
 
 class Tasks:
     """The tasks of one owner: kept alive while they run, their errors reported, all of them ended with the owner."""
@@ -43,12 +45,16 @@ class Tasks:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def stop(self) -> None:
-        """Cancels what runs and waits for it; safe twice, and before `start`."""
+        """Cancels what runs and waits for it, at most STOP_S; safe twice, and before `start`."""
         current = asyncio.current_task()
         mine = [task for task in self._running if task is not current]
         for task in mine:
             task.cancel()
-        await asyncio.gather(*mine, return_exceptions=True)
+        if not mine:
+            return
+        _, left = await asyncio.wait(mine, timeout=STOP_S)
+        for task in left:
+            logger.warning("a task does not stop", task=task.get_name())
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)

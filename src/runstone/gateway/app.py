@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import structlog
@@ -15,7 +16,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-import runstone
 from runstone import metrics as metrics_module
 from runstone.config import Config
 from runstone.errors import RunstoneError, StoreFailed
@@ -86,7 +86,7 @@ class Gateway:
     def _routes(self, shared: Streaming, agents: Agents) -> FastAPI:
         app = FastAPI(
             title="Runstone",
-            version=runstone.__version__,
+            version=version("runstone"),
             description="Agent runs, written in stone. The streams are described in PROTOCOL.md.",
             docs_url=None,  # its page loads scripts from elsewhere; no request leaves the server's own origin
             redoc_url=None,

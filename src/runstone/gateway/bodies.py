@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 import msgspec
@@ -10,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Val
 
 from runstone import values
 from runstone.commands import Key
-from runstone.errors import BadJson, Invalid, TooLarge, UnsupportedMedia
+from runstone.errors import BadJson, Invalid, TooLarge, TooSlow, UnsupportedMedia
 from runstone.events import OnBusy
 from runstone.limits import (
     BODY_BYTES_MAX,
+    BODY_TIMEOUT_S,
     INPUT_BYTES_MAX,
     KEY_CHARS_MAX,
     METADATA_BYTES_MAX,
@@ -120,23 +122,32 @@ B = TypeVar("B", bound=Body)
 
 
 async def read(request: Request) -> dict[str, Json]:
-    """The JSON object of a request; no body is `{}`. Raises TooLarge, UnsupportedMedia, BadJson."""
-    size, chunks = 0, []
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > BODY_BYTES_MAX:
-            raise TooLarge(f"A body takes at most {BODY_BYTES_MAX} bytes.")
-        chunks.append(chunk)
-    if not size:
+    """The JSON object of a request; no body is `{}`. Raises TooLarge, TooSlow, UnsupportedMedia, BadJson."""
+    text = await _text(request)
+    if not text:
         return {}
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
         raise UnsupportedMedia(f"The body is {media[:100] or 'of no declared type'}, not JSON.")
-    value = values.parse(b"".join(chunks))
+    value = values.parse(text)
     if not isinstance(value, dict):
         raise BadJson("The body is JSON, but not an object.")
     values.encode(value)  # depth, numbers and keys that no other store could keep
     return value
+
+
+async def _text(request: Request) -> bytes:
+    size, chunks = 0, []
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > BODY_BYTES_MAX:
+                    raise TooLarge(f"A body takes at most {BODY_BYTES_MAX} bytes.")
+                chunks.append(chunk)
+    except TimeoutError:
+        raise TooSlow(f"The body did not come within {BODY_TIMEOUT_S:g} s.") from None
+    return b"".join(chunks)
 
 
 def validate(model: type[B], value: dict[str, Json]) -> B:

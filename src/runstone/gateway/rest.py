@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -290,19 +291,19 @@ class Routes:
     async def _wait_for_end(self, user_id: str, run: Run, wait_s: float) -> Run:
         woken = asyncio.Event()
         thread = ThreadRef(run.thread_id, user_id)
-        async with self._log.tail(thread, after=run.first_seq, wake=woken.set) as tail:
-            tail.cursor = tail.head
-            run = await self._run(user_id, run.run_id)  # it may have ended before the tail began
-            try:
-                async with asyncio.timeout(wait_s):
-                    while not run.ended:
-                        await woken.wait()
-                        woken.clear()
-                        while tail.behind:
-                            if _ends((await tail.read()).events, run.run_id):
-                                run = await self._run(user_id, run.run_id)
-            except TimeoutError:
-                pass
+        streams = self._shared.streams
+        with streams.opened(user_id, "wait", woken.set), suppress(TimeoutError):
+            async with self._log.tail(thread, after=run.first_seq, wake=woken.set) as tail, asyncio.timeout(wait_s):
+                tail.cursor = tail.head
+                run = await self._run(user_id, run.run_id)  # it may have ended before the tail began
+                while not run.ended and streams.closing is None:
+                    await woken.wait()
+                    woken.clear()
+                    if self._log.failure is not None:
+                        raise self._log.failure
+                    while tail.behind:
+                        if _ends((await tail.read()).events, run.run_id):
+                            run = await self._run(user_id, run.run_id)
         return run
 
     async def cancel_run(self, request: Request, run_id: str) -> Response:

@@ -40,7 +40,7 @@ class Worker:
         self._metrics = metrics
         self._slots = slots
         self._runs = Tasks("run")
-        self._services = Tasks("worker")
+        self._services = Tasks("worker", on_crash=log.crashed)
         self._work = asyncio.Event()
         self._executor = Executor(log, self.registry, clock, metrics, Tasks("agent"), debug=debug)
         self._watchdog = Watchdog(metrics)
@@ -70,8 +70,17 @@ class Worker:
     def _hinted(self, hint: Hint) -> None:
         if hint.about == "cancel":
             self.registry.cancel(hint.id)
+        elif hint.about == "ended":
+            self._stop_if_running(hint.id)
+            self._work.set()  # there may be room for the next run of its thread
         elif hint.about == "work":
             self._work.set()
+
+    def _stop_if_running(self, run_id: str) -> None:
+        """A run that was ended over its agent's head, as by the end of its thread."""
+        running = self.registry.get(run_id)
+        if running is not None and not running.task.done():
+            running.stop("fenced")
 
     async def _claim_loop(self) -> None:
         names = self._agents.names()
