@@ -106,8 +106,8 @@ class Runstone:
     @asynccontextmanager
     async def running(self, **settings: Any) -> AsyncIterator[Client]:
         """The whole system in this process, without a socket, for tests: yields a client of user `local`."""
-        async with self._started(settings):
-            yield self.client()
+        async with self._started(settings), self.client() as client:
+            yield client
 
     def client(self, user_id: str = "local") -> Client:
         """A client in this process; the system must be running."""
