@@ -1,4 +1,7 @@
-"""Starts a run on a server and follows it, however often the connection breaks: `python examples/follow.py "why is the sky blue?"`."""
+"""Starts a run on a server and follows it, however often the connection breaks.
+
+Run it with `python examples/follow.py "why is the sky blue?"`, beside `runstone serve examples.quickstart:app`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How to test an agent: the whole system in this process, on a real store, without a socket: `pytest examples/testing_an_agent.py`."""
+"""How to test an agent: the whole system in this process, on a real store, without a socket.
+
+Run it with `pytest examples/testing_an_agent.py`.
+"""
 
 from __future__ import annotations
 
