@@ -9,5 +9,10 @@ import uuid_utils
 Prefix = Literal["thr", "run", "msg", "act", "apr", "art", "err", "wrk", "gen"]
 
 
+def new_key() -> str:
+    """A key for one request: the bare UUID, since a key is not an id."""
+    return str(uuid_utils.uuid7())
+
+
 def new_id(prefix: Prefix) -> str:
     return f"{prefix}_{uuid_utils.uuid7()}"

@@ -20,7 +20,7 @@ from runstone.client.runs import RunHandle
 from runstone.client.stream import Event, EventStream
 from runstone.errors import Invalid
 from runstone.events import OnBusy, Role
-from runstone.ids import new_id
+from runstone.ids import new_key
 from runstone.limits import PAGE_ROWS_DEFAULT
 from runstone.resources import Action, AgentInfo, Message, Resource, Run, Thread
 from runstone.values import Json
@@ -127,7 +127,7 @@ class Client:
             thread_key=_or_unset(thread_key),
             on_busy=_or_unset(on_busy),
             metadata=_or_unset(metadata),
-            key=_new_key() if key is None else key,
+            key=new_key() if key is None else key,
         )
         path = "/v1/runs" if thread_id is None else f"{_thread(thread_id)}/runs"
         run = resource(self._http, Run, await self._http.request("POST", path, body=body))
@@ -167,7 +167,7 @@ class Client:
         body = _given(
             title=_or_unset(title),
             metadata=_or_unset(metadata),
-            key=_new_key() if key is None else key,
+            key=new_key() if key is None else key,
             messages=UNSET if messages is None else list(messages),
         )
         return resource(self._http, Thread, await self._http.request("POST", "/v1/threads", body=body))
@@ -277,10 +277,6 @@ class Client:
             return msgspec.json.decode(response.content, type=Health)
         except msgspec.DecodeError:
             raise problem(self._http.url, response) from None
-
-
-def _new_key() -> str:
-    return new_id("run").removeprefix("run_")  # the bare UUID: a key is not an id
 
 
 def _thread(thread_id: str) -> str:

@@ -15,13 +15,11 @@ from runstone.client.http import Http, Params, Passing
 from runstone.client.sse import Frame, FrameTooLarge, SseParser
 from runstone.clock import to_datetime, to_rfc3339
 from runstone.errors import NotFound, RunstoneError
-from runstone.events import TYPE_OF, AgentCancelled, AgentCompleted, AgentFailed
+from runstone.states import TERMINAL_EVENTS
 from runstone.values import Json
 
 PAUSE_FIRST_S, PAUSE_MAX_S = 0.1, 5.0  # a server that restarts is missed for 5 s at most
 FAULTS_MAX = 5  # connections in a row that broke the protocol and brought nothing new: it is no accident
-
-TERMINAL = frozenset(TYPE_OF[data] for data in (AgentCompleted, AgentFailed, AgentCancelled))
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,7 +184,7 @@ class EventStream(AsyncIterator[Event]):
                                 continue
                             faults = 0
                             yield event
-                            if event.type in TERMINAL and event.run_id == self._run_id:
+                            if event.type in TERMINAL_EVENTS and event.run_id == self._run_id:
                                 return
             except Passing as passing:
                 retry_after_s = passing.retry_after_s

@@ -184,7 +184,8 @@ class Agents:
         try:
             return self._by_name[name]
         except KeyError:
-            raise UnknownAgent(f"There is no agent {name!r}.") from None
+            known = ", ".join(sorted(self._by_name)) or "none"
+            raise UnknownAgent(f"There is no agent {name!r}; there are: {known}.") from None
 
     def names(self) -> frozenset[str]:
         return frozenset(self._by_name)
