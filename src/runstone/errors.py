@@ -45,6 +45,11 @@ class BadJson(RunstoneError):
     remedy = "Send one JSON object."
 
 
+class UnknownSubprotocol(RunstoneError):
+    code, status, title = "unknown_subprotocol", 400, "Unknown subprotocol"
+    remedy = "Offer runstone.v1, or no subprotocol."
+
+
 class Unauthenticated(RunstoneError):
     code, status, title = "unauthenticated", 401, "Who are you?"
     remedy = "Send a credential."

@@ -62,11 +62,14 @@ class Subscription:
         self._goal: int | None = head
         self._cursor = after
 
-    def take(self, page: Page) -> tuple[Sequence[Event], int | None]:
-        """The events to show, and the head to announce when this page has caught up, once."""
+    def take(self, page: Page, *, final: bool = False) -> tuple[Sequence[Event], int | None]:
+        """The events to show, and the head to announce when this page has caught up, once.
+
+        After a final page there is nothing to catch up with.
+        """
         self._cursor = max(self._cursor, page.last)
         goal = self._goal
-        if goal is None or self._cursor < goal:
+        if goal is None or (self._cursor < goal and not final):
             return self._wanted(page.events), None
         self._goal = None
         return self._wanted(page.events), self._cursor
@@ -121,8 +124,7 @@ class Session:
         except RunstoneError as error:
             code = CLOSE_TOO_LARGE if isinstance(error, TooLarge) else CLOSE_NOT_JSON
             return [Send(error_frame(None, error)), Close(code)]
-        request_id = frame.get("id")
-        known = request_id if isinstance(request_id, str | int) and not isinstance(request_id, bool) else None
+        known = _known_id(frame)
         try:
             return self._step(str(frame["op"]), frame)
         except _TooMany as error:
@@ -199,7 +201,7 @@ def pong() -> bytes:
 
 
 def error_frame(request_id: RequestId | None, error: RunstoneError, **members: Json) -> bytes:
-    return msgspec.json.encode({"op": "error", "id": request_id, **members, **error.problem()})
+    return values.encode_plain({"op": "error", "id": request_id, **members, **error.problem()})
 
 
 # --- the small parts that requests and frames share ---------------------------------------------------------
@@ -247,6 +249,14 @@ def _id(frame: dict[str, Json]) -> RequestId:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= CURSOR_MAX:
         return value
     raise Invalid.at("id", f"must be a string of at most {KEY_CHARS_MAX} characters or a whole number")
+
+
+def _known_id(frame: dict[str, Json]) -> RequestId | None:
+    """The id to answer an error with: none where it is itself what is wrong."""
+    try:
+        return _id(frame)
+    except Invalid:
+        return None
 
 
 def _text(frame: dict[str, Json], name: str) -> str:

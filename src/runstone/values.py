@@ -39,6 +39,14 @@ def encode_record(record: msgspec.Struct) -> bytes:
         return encode(msgspec.to_builtins(record, builtin_types=(msgspec.Raw,)))
 
 
+def encode_plain(value: object) -> bytes:
+    """JSON bytes in the order given, for what is said and never compared; a lone surrogate is mended here too."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_checked(value, "", 0))
+
+
 def raw(value: object) -> msgspec.Raw:
     """A value, encoded, to stand inside a record."""
     return msgspec.Raw(encode(value))

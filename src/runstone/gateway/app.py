@@ -10,10 +10,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
-from starlette.routing import WebSocketRoute
+from starlette.routing import WebSocketRoute, compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from runstone import metrics as metrics_module
@@ -90,6 +92,7 @@ class Gateway:
             description="Agent runs, written in stone. The streams are described in PROTOCOL.md.",
             docs_url=None,  # its page loads scripts from elsewhere; no request leaves the server's own origin
             redoc_url=None,
+            redirect_slashes=False,  # one path, one resource: a redirect would lose a POST's body on many clients
         )
         app.include_router(Routes(shared, agents).router())
         app.router.routes.append(WebSocketRoute("/v1/ws", WebSockets(shared)))
@@ -99,6 +102,7 @@ class Gateway:
         app.add_exception_handler(RunstoneError, _refused)
         app.add_exception_handler(RequestValidationError, _not_valid)
         app.add_exception_handler(HTTPException, _not_routed)
+        app.add_exception_handler(ClientDisconnect, _not_sent)
         app.add_exception_handler(Exception, _not_foreseen)
         app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
         return app
@@ -128,9 +132,27 @@ async def _not_valid(_request: Request, error: Exception) -> Response:
     return problem(invalid(found))
 
 
-async def _not_routed(_request: Request, error: Exception) -> Response:
+async def _not_routed(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return problem(of_status(error.status_code, str(error.detail)))
+    headers = _allow(request) if error.status_code == 405 else None
+    return problem(of_status(error.status_code, str(error.detail)), headers)
+
+
+def _allow(request: Request) -> dict[str, str]:
+    """The methods of a path; the framework would name those of one route only."""
+    path = get_route_path(request.scope)
+    documented = request.app.openapi()["paths"]
+    methods = {
+        method.upper()
+        for template, operations in documented.items()
+        if compile_path(template)[0].match(path)
+        for method in operations
+    }
+    return {"allow": ", ".join(sorted(methods or {"GET"}))}
+
+
+async def _not_sent(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=400)  # nobody hears it: the client left in the middle of its request
 
 
 async def _not_foreseen(_request: Request, error: Exception) -> Response:

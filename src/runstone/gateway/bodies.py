@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union, cast
 
 import msgspec
 from fastapi import Request
@@ -132,11 +132,11 @@ async def read(request: Request) -> dict[str, Json]:
     value = values.parse(text)
     if not isinstance(value, dict):
         raise BadJson("The body is JSON, but not an object.")
-    values.encode(value)  # depth, numbers and keys that no other store could keep
-    return value
+    canonical = values.encode(value)  # refuses depth and numbers that no other store could keep; mends texts
+    return cast("dict[str, Json]", values.decode(canonical))
 
 
-async def _text(request: Request) -> bytes:
+async def _text(request: Request) -> str:
     size, chunks = 0, []
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -147,7 +147,10 @@ async def _text(request: Request) -> bytes:
                 chunks.append(chunk)
     except TimeoutError:
         raise TooSlow(f"The body did not come within {BODY_TIMEOUT_S:g} s.") from None
-    return b"".join(chunks)
+    try:
+        return b"".join(chunks).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadJson(f"The body is not UTF-8: {error}") from None
 
 
 def validate(model: type[B], value: dict[str, Json]) -> B:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Mapping
+
 import structlog
 from starlette.responses import Response
 
+from runstone import values
 from runstone.errors import Limited, MethodNotAllowed, NotFound, RunstoneError, StoreFailed, Unavailable
 from runstone.ids import new_id
 
@@ -14,13 +16,12 @@ logger = structlog.get_logger(__name__)
 _RETRY_AFTER_S = {Limited: "1", Unavailable: "1", StoreFailed: "5"}
 
 
-def problem(error: RunstoneError) -> Response:
-    headers = {"cache-control": "no-store"}
+def problem(error: RunstoneError, headers: Mapping[str, str] | None = None) -> Response:
+    headers = {"cache-control": "no-store", **(headers or {})}
     for kind, seconds in _RETRY_AFTER_S.items():
         if isinstance(error, kind):
             headers["retry-after"] = seconds
-    body = msgspec.json.encode(error.problem())
-    return Response(body, error.status, headers, media_type="application/problem+json")
+    return Response(values.encode_plain(error.problem()), error.status, headers, media_type="application/problem+json")
 
 
 def of_status(status: int, detail: str) -> RunstoneError:

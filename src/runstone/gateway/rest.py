@@ -23,7 +23,7 @@ from runstone.limits import PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX, WAIT_S_MAX
 from runstone.protocol import CURSOR_MAX, Filter, cursor_of, types_of
 from runstone.resources import Action, Listing, Message, Resource, Run, Thread
 from runstone.runtime.definitions import Agents
-from runstone.states import TERMINAL_EVENTS
+from runstone.states import TERMINAL_EVENTS, Status
 from runstone.views import ListQuery, Page, ThreadRef
 
 R = TypeVar("R", bound=Resource)
@@ -262,7 +262,7 @@ class Routes:
         limit: Limit = PAGE_ROWS_DEFAULT,
         cursor: Cursor = None,
         order: Order = None,
-        status: Text = None,
+        status: Annotated[Status | None, Query()] = None,
         agent: Text = None,
         thread_id: Text = None,
     ) -> Response:
@@ -323,7 +323,7 @@ class Routes:
         cursor: Cursor = None,
         order: Order = None,
         role: Annotated[Literal["user", "assistant"] | None, Query()] = None,
-        status: Text = None,
+        status: Annotated[Literal["streaming", "completed", "partial", "superseded"] | None, Query()] = None,
         run_id: Text = None,
         children: Flag = False,
         superseded: Flag = False,
@@ -348,7 +348,7 @@ class Routes:
         limit: Limit = PAGE_ROWS_DEFAULT,
         cursor: Cursor = None,
         order: Order = None,
-        status: Text = None,
+        status: Annotated[Literal["pending", "success", "error", "interrupted"] | None, Query()] = None,
         run_id: Text = None,
         children: Flag = False,
     ) -> Response:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from runstone.errors import StoreFailed
 from runstone.events import Event
 from runstone.gateway.connection import Connection, connection_of, drain_or_abort
 from runstone.gateway.streams import Streams
@@ -55,9 +57,9 @@ class EventStream(Response):
         shared, wake = self._shared, asyncio.Event()
         with shared.streams.opened(self._thread.user_id, "sse", wake.set):
             async with shared.log.tail(self._thread, after=self._after, wake=wake.set) as tail:
-                await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
                 gone = shared.tasks.start(_until_gone(receive, wake), "sse")
                 try:
+                    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
                     out = _Out(send, connection_of(scope), shared)
                     await self._stream(tail, wake, gone, out)
                     await out.end()
@@ -73,25 +75,28 @@ class EventStream(Response):
         while True:
             wake.clear()
             while True:
-                events, caught_up = subscription.take(page)
+                ended = self._ended(page)
+                events, caught_up = subscription.take(page, final=ended)
                 await out.events(events, caught_up)
-                if self._ended(page):
+                if ended:
                     return None
+                await out.sign_of_life(shared.heartbeat_s)
                 if any(event.type == "thread_deleted" for event in page.events):
                     return await out.control("closing", reason="deleted")
                 if not tail.behind or self._must_close() or gone.done():
                     break
-                page = await tail.read()
+                try:
+                    page = await tail.read()
+                except StoreFailed:
+                    return await out.control("closing", reason="store_failed")
             if gone.done():
                 return None
             if (reason := self._must_close()) is not None:
                 return await out.control("closing", reason=reason)
             page = Page((), tail.cursor)
-            try:
-                async with asyncio.timeout(shared.heartbeat_s):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(shared.heartbeat_s - out.silence_s, 0)):
                     await wake.wait()
-            except TimeoutError:
-                await out.write(b": keep-alive\n\n")
 
     def _must_close(self) -> str | None:
         return "store_failed" if self._shared.log.failure is not None else self._shared.streams.closing
@@ -111,6 +116,7 @@ class _Out:
         self._deadline_s = shared.send_deadline_s
         self._metrics = shared.metrics
         self._delivered = shared.metrics.events_delivered.labels(protocol="sse")
+        self._written_at = asyncio.get_running_loop().time()
 
     async def events(self, events: Sequence[Event], caught_up: int | None) -> None:
         for chunk in _chunks(events):
@@ -122,7 +128,17 @@ class _Out:
     async def control(self, name: str, **data: str | int) -> None:
         await self.write(b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(data)))
 
+    @property
+    def silence_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._written_at
+
+    async def sign_of_life(self, heartbeat_s: float) -> None:
+        """A comment after that much silence, also while all that happens is filtered out."""
+        if self.silence_s >= heartbeat_s:
+            await self.write(b": keep-alive\n\n")
+
     async def write(self, body: bytes) -> None:
+        self._written_at = asyncio.get_running_loop().time()
         message = {"type": "http.response.body", "body": body, "more_body": True}
         if self._connection is not None:
             await drain_or_abort(self._connection, self._deadline_s, self._metrics)

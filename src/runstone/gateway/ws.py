@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from runstone import protocol
-from runstone.errors import NotFound, RunstoneError
+from runstone.errors import NotFound, RunstoneError, StoreFailed, UnknownSubprotocol
 from runstone.gateway.connection import FrameConnection, connection_of, drain_or_abort, text_frame
 from runstone.gateway.gate import USER_KEY
 from runstone.gateway.problems import problem
@@ -29,7 +29,8 @@ class WebSockets:
         await receive()  # websocket.connect
         offered = scope["subprotocols"]
         if offered and protocol.SUBPROTOCOL not in offered:
-            await refuse(scope, receive, send, Response("This server speaks runstone.v1.\n", 400))
+            unknown = UnknownSubprotocol(f"This server speaks {protocol.SUBPROTOCOL}.")
+            await refuse(scope, receive, send, problem(unknown))
             return
         shared, wake = self._shared, asyncio.Event()
         try:
@@ -37,7 +38,10 @@ class WebSockets:
                 await send({"type": "websocket.accept", "subprotocol": protocol.SUBPROTOCOL if offered else None})
                 socket = _Socket(shared, scope, receive, send, wake)
                 with suppress(OSError, TimeoutError):  # the client is gone, or reads nothing; its cursors are good
-                    await socket.run()
+                    try:
+                        await socket.run()
+                    except StoreFailed:
+                        await send({"type": "websocket.close", "code": protocol.CLOSE_RESTARTING})
         except RunstoneError as error:
             await refuse(scope, receive, send, problem(error))
 
@@ -64,6 +68,7 @@ class _Socket:
         self._session = Session(user_id=self._user_id, generation=shared.log.generation, heartbeat_s=shared.heartbeat_s)
         self._tails: dict[str, tuple[AsyncExitStack, Tail]] = {}
         self._sending = asyncio.Lock()
+        self._sent_at = 0.0
         self._delivered = shared.metrics.events_delivered.labels(protocol="ws")
 
     async def run(self) -> None:
@@ -153,14 +158,17 @@ class _Socket:
                         if found is not None and found[1].behind:
                             await self._deliver(thread_id, found[1])
                             behind = behind or found[1].behind
+                if self._silence_s() >= shared.heartbeat_s:  # also while all that happens is filtered out
+                    async with self._sending:
+                        await self._send(protocol.pong())
             if reading.done():
                 return
-            try:
-                async with asyncio.timeout(shared.heartbeat_s):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(shared.heartbeat_s - self._silence_s(), 0)):
                     await self._wake.wait()
-            except TimeoutError:
-                async with self._sending:
-                    await self._send(protocol.pong())
+
+    def _silence_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._sent_at
 
     async def _deliver(self, thread_id: str, tail: Tail) -> None:
         page = await tail.read()
@@ -176,6 +184,7 @@ class _Socket:
             await self._send(self._session.deleted(thread_id))
 
     async def _send(self, frame: bytes) -> None:
+        self._sent_at = asyncio.get_running_loop().time()
         if self._connection is not None:
             self._connection.send_frame(text_frame(frame))
             if self._connection.unsent_bytes > FRAME_BYTES_SOFT // 4:

@@ -257,14 +257,15 @@ class Reader:
             where.plus(f"({order[0]}, {order[1]}) {beyond} (?, ?)", *_cursor_values(query.cursor))
         sql = f"{select} WHERE {where.sql} ORDER BY {order[0]} {way}, {order[1]} {way} LIMIT ?"
         items: list[_R] = []
-        size, last = 0, None
+        size, last = 0, (0, "")
         for row in self._iterate(sql, (*where.bindings, query.limit + 1)):
             if len(items) == query.limit or size > LIST_BYTES_MAX:
-                assert last is not None
-                return Listing(items=items, next_cursor=_cursor(last[order[0]], last[order[1]]))
-            items.append(build(row))
+                return Listing(items=items, next_cursor=_cursor(*last))
+            last = row[order[0]], row[order[1]]  # before `build`, which takes the row apart
             size += sum(len(value) for value in row.values() if isinstance(value, bytes))
-            last = row
+            items.append(build(row))
+            if isinstance(items[-1], Message) and items[-1].status == "streaming":
+                size += len(items[-1].content)  # the row of one that streams holds none of it
         return Listing(items=items, next_cursor=None)
 
     def _thread(self, user_id: str, row: dict[str, Any]) -> Thread:
@@ -376,6 +377,6 @@ def _cursor_values(cursor: str) -> tuple[int, str]:
     except (ValueError, binascii.Error):
         value = None
     match value:
-        case [int(number), str(name)] if abs(number) < 2**63:
+        case [int(number), str(name)] if abs(number) < 2**63 and name.isascii():  # as all ids are
             return number, name
     raise Invalid.at("cursor", "not a cursor of this list")
