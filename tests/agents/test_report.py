@@ -7,16 +7,20 @@ import contextlib
 import json
 import os
 from asyncio import to_thread
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runstone.agents import files, report
-from runstone.agents.report import MARKER, Summary, Tools, save_report, survey
+from runstone.agents import files
+from runstone.agents.report.markdown import percent, size
+from runstone.agents.report.saving import MARKER, save_report
+from runstone.agents.report.survey import Summary, Tools, survey
+from runstone.agents.report.voice import pieces
 from runstone.errors import AgentError
+from runstone.limits import KIB
+from tests.support.folders import json_bytes, put
 
 
 class Heard:
@@ -47,7 +51,7 @@ class Heard:
             self.log.append(("tool", " ".join([function.__name__, *map(str, arguments[1:2])])))
             named = {"kinds": arguments[2]} if len(arguments) == 3 else {}
             result = await to_thread(function, *arguments[:2], **named)
-            assert len(json.dumps(asdict(result), allow_nan=False)) < 512 * files.KIB
+            assert json_bytes(result) < 512 * KIB
             return result
 
         return called
@@ -63,7 +67,7 @@ def look(folder: Path | str) -> tuple[Summary, Heard]:
 @pytest.fixture
 def shop(tmp_path):
     rows = "".join(f"{at},{at % 7}.5,{'' if at % 4 else 'x'},{at % 3}\n" for at in range(200))
-    contents = {
+    contents: dict[str, str | bytes] = {
         "README.md": "# Shop\n\n[![badge](x)](y)\n\nSells things\nto people.\n\nMore.\n",
         "data/sales.csv": "id,price,note,kind\n" + rows + "n/a,99999,,many\n",
         "data/stock.json": '[{"id": 1}, {"id": "two"}]',
@@ -74,9 +78,7 @@ def shop(tmp_path):
         ".git/config": "x",
     }
     for name, content in contents.items():
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        put(tmp_path, name, content)
     return tmp_path
 
 
@@ -136,7 +138,7 @@ def test_text_comes_in_small_pieces(shop):
 
 @given(text=st.text(alphabet="ab |\n-", max_size=80))
 def test_pieces_joined_are_the_text(text):
-    assert "".join(report.pieces(text)) == text
+    assert "".join(pieces(text)) == text
 
 
 def test_the_same_folder_gives_the_same_report_and_leaves_its_own_report_out(shop):
@@ -222,7 +224,7 @@ def test_the_worst_folder_makes_a_report_that_fits_an_input(tmp_path):
         )
     summary, heard = look(tmp_path)
     assert summary.findings > 1_000
-    assert len(heard.text.encode()) < 500 * files.KIB
+    assert len(heard.text.encode()) < 500 * KIB
 
 
 def test_names_that_could_break_the_page_are_shown_as_code(tmp_path):
@@ -248,7 +250,7 @@ def test_a_file_that_vanishes_on_the_way_is_a_remark(shop, monkeypatch):
     ("part", "whole", "text"), [(0, 0, "0 %"), (1, 1_000, "1 %"), (999, 1_000, "99 %"), (5, 5, "100 %")]
 )
 def test_shares_never_round_to_nothing_or_all(part, whole, text):
-    assert report.percent(part, whole) == text
+    assert percent(part, whole) == text
 
 
 @pytest.mark.parametrize(
@@ -256,4 +258,4 @@ def test_shares_never_round_to_nothing_or_all(part, whole, text):
     [(1, "1 byte"), (1023, "1,023 bytes"), (1024, "1.0 KiB"), (2**20 - 1, "1.0 MiB"), (2**63, "8.0 EiB")],
 )
 def test_sizes_read_well(amount, text):
-    assert report.size(amount) == text
+    assert size(amount) == text

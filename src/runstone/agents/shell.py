@@ -21,12 +21,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from runstone.errors import AgentError, ToolError
+from runstone.limits import KIB, MIB
 
 if TYPE_CHECKING:
     from runstone import Runstone
-
-KIB: Final = 1024
-MIB: Final = 1024 * KIB
 
 COMMAND_BYTES_MAX: Final = 100 * KIB  # Linux takes 128 KiB for one argument
 TIMEOUT_S: Final = 600.0
