@@ -298,8 +298,16 @@ class Payload(msgspec.Struct, frozen=True):
     """The free part of an event, as stored."""
 
     data: Raw
-    metadata: Raw | None = None
-    raw: Raw | None = None
+    given_metadata: Raw | UnsetType = msgspec.field(name="metadata", default=UNSET)  # `Raw | None` reads only null
+    given_raw: Raw | UnsetType = msgspec.field(name="raw", default=UNSET)
+
+    @property
+    def metadata(self) -> Raw | None:
+        return None if isinstance(self.given_metadata, UnsetType) else self.given_metadata
+
+    @property
+    def raw(self) -> Raw | None:
+        return None if isinstance(self.given_raw, UnsetType) else self.given_raw
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):

@@ -79,9 +79,11 @@ def changes(draft: e.Draft, place: Place) -> list[Change]:
 
 
 def _opt(value: object) -> Column:
-    """A value that may be unset, as a column."""
+    """A value that may be unset, as a column; text is mended, as it is in the event."""
     if isinstance(value, UnsetType):
         return None
+    if isinstance(value, str):
+        return values.mend(value)
     return bytes(value) if isinstance(value, msgspec.Raw) else value  # type: ignore[return-value]
 
 
@@ -164,7 +166,7 @@ def _run_queued(draft: e.Draft, place: Place) -> list[Change]:
                 "thread_id": place.thread_id,
                 "user_id": place.user_id,
                 "key": _opt(data.key),
-                "agent": data.agent,
+                "agent": _opt(data.agent),
                 "status": "queued",
                 "attempt": 0,
                 "input": bytes(data.input),
@@ -241,7 +243,7 @@ def _tool_executing(draft: e.Draft, place: Place) -> list[Change]:
                 "thread_id": place.thread_id,
                 "run_id": _run_id(draft),
                 "user_id": place.user_id,
-                "tool": data.tool,
+                "tool": _opt(data.tool),
                 "executor": data.executor,
                 "input": bytes(data.input),
                 "status": "pending",
@@ -269,7 +271,7 @@ def _tool_completed(draft: e.Draft, place: Place) -> list[Change]:
 
 def _state_changed(draft: e.Draft, place: Place) -> list[Change]:
     data = _as(draft, e.StateChanged)
-    key = (place.thread_id, data.key)
+    key = (place.thread_id, values.mend(data.key))
     found = [Change("delete", "state", key)]
     if bytes(data.value) != b"null":
         columns: dict[str, Column] = {

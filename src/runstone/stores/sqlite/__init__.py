@@ -70,6 +70,7 @@ class SqliteStore:
 
     def _close(self) -> None:
         self._writer = None
+        self._reading.shutdown()  # waits: a connection that is reading cannot be closed
         for reader in self._readers:
             reader.close()
         self._connection.close()
