@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from starlette.types import Receive, Scope, Send
 
+from runstone.audit import Audit
 from runstone.broker import Broker
 from runstone.brokers.local import LocalBroker
 from runstone.clock import Clock, SystemClock
@@ -26,6 +28,7 @@ from runstone.runtime.worker import Worker
 from runstone.service import Tasks
 from runstone.stores.migrations import Applied, Step
 from runstone.stores.sqlite import SqliteStore, maintenance
+from runstone.stores.sqlite.audit import audit as audit_sqlite
 
 
 class System:
@@ -113,6 +116,11 @@ async def _stop_on_failure(system: System, server: Server) -> None:
     await system.log.failed.wait()
     await system.gateway.close("store_failed")
     server.stop()
+
+
+def audit(store_url: str) -> AbstractContextManager[Audit]:
+    """A store, opened to be checked, beside whoever serves it; raises NotFound, StoreTooNew or StoreOutdated."""
+    return audit_sqlite(store_url, SystemClock())
 
 
 def migrations_applied(store_url: str) -> list[Applied]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stamina.instrumentation
 import typer
 
-from runstone.cli import database, following, lists, serving
+from runstone.cli import database, following, lists, serving, verifying
 
 app = typer.Typer(
     name="runstone",
@@ -22,6 +22,7 @@ app.command("tail")(following.tail)
 app.command("cancel")(following.cancel)
 app.command("threads")(lists.threads)
 app.command("runs")(lists.runs)
+app.command("verify")(verifying.check)
 app.add_typer(database.app, name="db")
 
 
