@@ -1,0 +1,37 @@
+"""One reader's place in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from runstone.limits import PAGE_ROWS_MAX
+from runstone.views import Page, ThreadRef
+
+Read: TypeAlias = Callable[[ThreadRef, int, int], Awaitable[Page]]  # thread, after, limit
+
+
+class Tail:
+    """It keeps a cursor and no events: who reads slowly falls behind, that is all."""
+
+    def __init__(self, read: Read, thread: ThreadRef, after: int, wake: Callable[[], None]) -> None:
+        self._read = read
+        self.thread = thread
+        self.cursor = after
+        self.head = 0
+        self.wake = wake
+
+    @property
+    def behind(self) -> bool:
+        return self.head > self.cursor
+
+    def hinted(self, head: int) -> None:
+        if head > self.head:
+            self.head = head
+            self.wake()
+
+    async def read(self, limit: int = PAGE_ROWS_MAX) -> Page:
+        """The next events, possibly none; moves the cursor past them."""
+        page = await self._read(self.thread, self.cursor, limit)
+        self.cursor = page.last
+        return page
