@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runstone import Runstone
 from runstone.agents import chat
 from runstone.agents.chat import (
     Endpoint,
@@ -377,3 +378,34 @@ def test_a_conversation_is_bounded_starts_with_a_person_and_ends_with_the_messag
     assert turns[0].role == "user"
     assert len(turns) <= 11
     assert sum(len(turn.content) for turn in turns[:-1]) <= max(room - 3, 0)
+
+
+# --- the agent ------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_the_agent_tells_the_model_what_was_said_before_and_writes_down_what_comes(tmp_path, monkeypatch):
+    usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+    first = [delta(reasoning_content="Hm."), delta(content="Hello"), delta(content=" you"), delta("stop")]
+    second = [delta(content="Bye"), delta("length")]
+    fake = FakeEndpoint([(200, [*first, chunk(choices=[], usage=usage), DONE]), (200, [*second, DONE])])
+    app = Runstone()
+    chat.register(app)
+    async with listening(fake) as endpoint, app.running(store=f"sqlite:///{tmp_path}/runs.db") as client:
+        monkeypatch.setenv("OPENAI_BASE_URL", endpoint.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("OPENAI_MODEL", "model")
+        run = await client.start("chat", message="hi")
+        assert (await run.result(timeout_s=30)).output == "Hello you"
+        again = await client.start("chat", message="bye", thread_id=run.thread_id)
+        assert (await again.result(timeout_s=30)).output == "Bye"
+        page = await client.event_page(run.thread_id, limit=1_000)
+    assert [(turn["role"], turn["content"]) for turn in fake.requests[1]["body"]["messages"]] == [
+        ("user", "hi"),
+        ("assistant", "Hello you"),
+        ("user", "bye"),
+    ]
+    (used,) = [event.data for event in page.events if event.type == "usage"]
+    assert (used["input_tokens"], used["output_tokens"]) == (7, 5)
+    assert [event.data["value"] for event in page.events if event.data.get("name") == "finish_reason"] == ["length"]
+    assert KEY not in str([event.data for event in page.events])
