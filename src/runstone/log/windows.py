@@ -45,12 +45,15 @@ class Windows:
             self._bytes -= oldest.bytes
 
     def read(self, thread: ThreadRef, after: int, limit: int) -> Page | None:
-        """The events after a seq, or None if the window does not reach back to it."""
+        """The events after a seq, or None if the window has none of them: they are in the store, if anywhere.
+
+        A reader may know from the store of events that are committed and not in the window yet.
+        """
         window = self._windows.get(thread)
         if window is None or not window.events:
             return None
         start = after + 1 - window.events[0].seq
-        if start < 0:
+        if not 0 <= start < len(window.events):
             return None
         found = window.events[start : start + limit]
         size = 0
@@ -59,7 +62,7 @@ class Windows:
             if size > PAGE_BYTES_MAX and index:
                 found = found[:index]
                 break
-        return Page(found, found[-1].seq if found else after)
+        return Page(found, found[-1].seq)
 
     def committed_at(self, thread: ThreadRef) -> float | None:
         window = self._windows.get(thread)
