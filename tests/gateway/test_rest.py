@@ -74,6 +74,7 @@ async def test_a_run_is_answered_201_and_read_back_with_every_member_of_a_run(st
 
 async def test_a_failed_run_shows_its_error_and_keeps_what_was_said(stage: Stage) -> None:
     run = await stage.finished("fails", input="no paper")
+    run = await stage.finished("fails", input="no paper")
     error = run["error"]
     assert isinstance(error, dict)
     assert (error["type"], error["message"], error["retryable"]) == ("AgentError", "no paper", False)
@@ -136,7 +137,7 @@ async def test_agents_are_listed_with_the_schema_of_their_input(stage: Stage) ->
 
 
 async def test_an_imported_history_is_there_as_messages_before_any_run(stage: Stage) -> None:
-    history = [
+    history: list[dict[str, Any]] = [
         {"role": "user", "parts": [{"type": "text", "text": "what is this?"}], "metadata": {"from": "before"}},
         {
             "role": "assistant",
