@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_report_writes_the_file_that_its_message_holds_and_every_look_is_an_action(tmp_path):
     folder = tmp_path / "shop"
-    put(folder, "sales.csv", "id,price\n" + "".join(f"{at},\n" for at in range(30)))
+    put(folder, "sales.csv", "id,price\n" + "".join(f"{at},\n" for at in range(30)) + "30,TODO\n")
     put(folder, "shop.py", "def sell(): ...  # TODO: taxes\n")
     app = Runstone()
     report.register(app)
@@ -36,6 +36,8 @@ async def test_report_writes_the_file_that_its_message_holds_and_every_look_is_a
         ("write_report", "success"),
     ]
     (said,) = [message.content for message in messages if message.role == "assistant"]
+    assert "1 line with TODO" in said  # in prose and code; in data the word is a value
+    assert "`shop.py:1`" in said
     written = (folder / "report.md").read_text(encoding="utf-8")
     assert said == written.removeprefix(MARKER + "\n\n") + "Written to `report.md`.\n\n"
 

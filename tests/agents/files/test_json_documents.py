@@ -54,3 +54,8 @@ def test_json_lines_count_what_is_broken():
     shape = profile_json_lines('{"a": 1}\n\nnope\n{"a": 2}\n')
     assert (shape.items, shape.broken) == (2, 1)
     assert (shape.problem or "").startswith("line 3")
+
+
+def test_a_line_that_the_cut_went_through_is_left_away():
+    shape = profile_json_lines('{"a": 1}\n{"a"', cut=True)
+    assert (shape.items, shape.broken, shape.problem) == (1, 0, None)

@@ -90,6 +90,11 @@ def test_ragged_repeated_and_broken_rows_are_counted():
     assert (table.rows, table.ragged, table.repeated, table.broken) == (5, 2, 1, 1)
 
 
+def test_a_row_that_the_cut_went_through_is_left_away():
+    table = profile_table("a,b\n1,2\n3", cut=True)
+    assert (table.rows, table.ragged) == (1, 0)
+
+
 def test_a_table_without_a_header_keeps_its_first_row():
     table = profile_table("1,a\n2,b\n")
     assert (table.header, table.rows, table.columns[0].name) == (False, 2, "column 1")

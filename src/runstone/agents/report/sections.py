@@ -151,9 +151,9 @@ def code_section(profiles: list[Profile]) -> Iterator[str]:
 def todo_list(todos: Search) -> list[str]:
     if not todos.matches:
         return []
-    found = f"{len(todos.matches):,}" + (" or more" if todos.cut else "")
+    found = f"{len(todos.matches):,} or more lines" if todos.cut else count(len(todos.matches), "line")
     lines = [f"{code_span(f'{match.path}:{match.line}')} {code_span(match.text)}" for match in todos.matches]
-    return ["## To do", f"{found} lines with TODO, FIXME, XXX or HACK:", bullets(lines)]
+    return ["## To do", f"{found} with TODO, FIXME, XXX or HACK:", bullets(lines)]
 
 
 def conclusion(findings: list[Finding], listing: Listing, opened: list[Entry]) -> list[str]:
