@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from runstone.errors import BadConfig, Unavailable
 from runstone.events import OnCrash
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=AgentFunction)
+
+
+class ToolMaker(Protocol):
+    """What `app.tool(…)` gives: it makes a function a tool."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Tool[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Tool[P, R]: ...
 
 
 class Runstone:
@@ -71,26 +80,28 @@ class Runstone:
         return register if function is None else register(function)
 
     @overload
+    def tool(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Tool[P, R]: ...
+    @overload
     def tool(self, function: Callable[P, R], /) -> Tool[P, R]: ...
     @overload
     def tool(
         self, /, *, name: str | None = None, timeout_s: float | None = None, private: bool = False
-    ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
+    ) -> ToolMaker: ...
     def tool(
         self,
-        function: Callable[P, R] | None = None,
+        function: Callable[..., Any] | None = None,
         /,
         *,
         name: str | None = None,
         timeout_s: float | None = None,
         private: bool = False,
-    ) -> Tool[P, R] | Callable[[Callable[P, R]], Tool[P, R]]:
+    ) -> Any:
         """Makes a function a tool: inside a run a call is an action, and is awaited; outside it is a plain function.
 
         Sync functions run in a thread. Clients see of a private tool that it ran, and nothing else.
         """
 
-        def register(function: Callable[P, R]) -> Tool[P, R]:
+        def register(function: Callable[..., Any]) -> Tool[..., Any]:
             return Tool(function, name=name, timeout_s=timeout_s, private=private)
 
         return register if function is None else register(function)

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, update_wrapper
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -29,9 +29,14 @@ _threads = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="runstone-tool")
 
 
 class Tool(Generic[P, R]):
-    """A function that an agent calls. Inside a run a call is an action and is awaited; outside it is the function."""
+    """A function that an agent calls. Inside a run a call is an action, and is awaited; outside it is the function.
 
-    def __init__(self, function: Callable[P, R], *, name: str | None, timeout_s: float | None, private: bool) -> None:
+    R is what the awaited call gives, of async functions and of sync ones alike.
+    """
+
+    def __init__(
+        self, function: Callable[P, object], *, name: str | None, timeout_s: float | None, private: bool
+    ) -> None:
         self.name = check_name("tool", name or str(getattr(function, "__name__", "")))
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
             raise BadConfig(
@@ -57,11 +62,11 @@ class Tool(Generic[P, R]):
         self._action_names = [name for name, p in self._signature.parameters.items() if p.annotation is Action]
         update_wrapper(self, function)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
         run = Run.current()
         if run is None or not _in_event_loop():
-            return self._function(*args, **kwargs)
-        return self._in_run(run, args, kwargs)  # type: ignore[return-value] # awaited: async tools and sync ones alike
+            return cast("Awaitable[R]", self._function(*args, **kwargs))  # of a sync function, the plain result
+        return self._in_run(run, args, kwargs)
 
     async def _in_run(self, run: Run, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
         bound = self._signature.bind_partial(*args, **kwargs)

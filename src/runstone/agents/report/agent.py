@@ -1,6 +1,5 @@
 """Register the agent `report` and the tools it looks with."""
 
-from asyncio import to_thread
 from typing import TYPE_CHECKING, Final
 
 from runstone.agents import files
@@ -23,24 +22,24 @@ def register(app: "Runstone") -> None:
     tool = app.tool(timeout_s=TOOL_TIMEOUT_S)
 
     @tool
-    async def list_files(folder: str) -> Listing:
-        return await to_thread(files.list_files, folder)
+    def list_files(folder: str) -> Listing:
+        return files.list_files(folder)
 
     @tool
-    async def read_file(folder: str, path: str) -> Excerpt:
-        return await to_thread(files.read_file, folder, path)
+    def read_file(folder: str, path: str) -> Excerpt:
+        return files.read_file(folder, path)
 
     @tool
-    async def profile_file(folder: str, path: str) -> Profile:
-        return await to_thread(files.profile_file, folder, path)
+    def profile_file(folder: str, path: str) -> Profile:
+        return files.profile_file(folder, path)
 
     @tool
-    async def search_files(folder: str, pattern: str, kinds: list[str]) -> Search:
-        return await to_thread(files.search_files, folder, pattern, kinds=kinds)
+    def search_files(folder: str, pattern: str, kinds: list[str]) -> Search:
+        return files.search_files(folder, pattern, kinds=kinds)
 
     @tool
-    async def write_report(folder: str, text: str) -> Written:
-        return await to_thread(save_report, folder, text)
+    def write_report(folder: str, text: str) -> Written:
+        return save_report(folder, text)
 
     tools = Tools(list_files, read_file, profile_file, search_files, write_report)
 
