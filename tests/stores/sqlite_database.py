@@ -42,7 +42,8 @@ class SqliteDatabase:
 
 def _event(*columns: Any) -> EventRow:
     *plain, private, payload = columns
-    return EventRow(*plain, bool(private), payload)
+    fields = zip(EventRow.__struct_fields__, (*plain, bool(private), payload), strict=True)
+    return EventRow(**dict(fields))
 
 
 def _table(connection: apsw.Connection, name: str) -> Any:

@@ -41,6 +41,7 @@ class Log:
         self._metrics = metrics
         self._tasks = Tasks("log", on_crash=self.crashed)
         self._ready: deque[Outbox | tuple[Command, asyncio.Future[Any]]] = deque()
+        self._committing: Sequence[Outbox | asyncio.Future[Any]] = ()  # who waits for the commit under way
         self._wakeup = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -94,6 +95,9 @@ class Log:
         return Outbox(self._space, self._put, run.run_id, run.attempt)
 
     def _put(self, item: Outbox | tuple[Command, asyncio.Future[Any]]) -> None:
+        if self.failure is not None:  # of a run that was silent when the store failed
+            self._tell(item, self.failure)
+            return
         self._ready.append(item)
         self._idle.clear()
         self._wakeup.set()
@@ -129,12 +133,16 @@ class Log:
                 events += 1
         if not entries:
             return
+        self._committing = owners
         try:
             committed = await self._store.commit(entries)
         except StoreFailed as failure:
-            self._fail(failure, owners)
+            self._fail(failure)
             return
+        if self.failure is not None:
+            return  # whether it was committed is not known to anyone who was told of the failure
         self._show(committed)
+        self._committing = ()
         for owner, outcome in zip(owners, committed.outcomes, strict=True):
             if isinstance(owner, Outbox):
                 owner.settle(outcome)
@@ -168,7 +176,7 @@ class Log:
             elif event.type in TERMINAL_EVENTS:
                 self._broker.publish(Hint("ended", event.run_id or ""))
 
-    def _fail(self, failure: StoreFailed, owners: Sequence[Outbox | asyncio.Future[Any]] = ()) -> None:
+    def _fail(self, failure: StoreFailed) -> None:
         """Fail-stop: whoever waits is told, whoever watches is woken to be told."""
         if self.failure is not None:
             return
@@ -179,19 +187,24 @@ class Log:
         )
         self.failure = failure
         self.failed.set()
-        for item in (*owners, *self._ready):
-            if isinstance(item, Outbox):
-                item.settle(failure)
-            else:
-                future = item[1] if isinstance(item, tuple) else item
-                if not future.done():
-                    future.set_exception(failure)
+        for item in (*self._committing, *self._ready):
+            self._tell(item, failure)
         self._ready.clear()
         self._idle.set()
         self._space.release(0)  # who waits for room is told, too
         for tails in self._watched.values():
             for tail in tails:
                 tail.wake()
+
+    def _tell(
+        self, item: Outbox | tuple[Command, asyncio.Future[Any]] | asyncio.Future[Any], failure: StoreFailed
+    ) -> None:
+        if isinstance(item, Outbox):
+            item.settle(failure)
+            return
+        future = item[1] if isinstance(item, tuple) else item
+        if not future.done():
+            future.set_exception(failure)
 
     def crashed(self, error: BaseException) -> None:
         """A service that the process cannot do without has died: better no server than half a one."""

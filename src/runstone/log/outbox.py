@@ -96,6 +96,8 @@ class Outbox:
         if isinstance(outcome, RunstoneError):
             self.fail(outcome)
             return
+        if self.failure is not None:
+            return  # closed while the commit was under way; its room was given back then
         self._committed = self._taken
         self._bytes -= self._taken_bytes
         self._space.release(self._taken_bytes)
@@ -132,6 +134,8 @@ class Outbox:
             self._add(draft, size)
 
     def _add(self, item: Draft | _Pending, size: int) -> None:
+        if self.failure is not None:
+            return  # by the enqueueing of the draft before it
         self._pending.append(item)
         self._put += 1
         self._count(size)

@@ -330,7 +330,7 @@ class _Batch:
 
     def _append(self, entry: Append) -> None:
         run = self._writer.run(entry.run_id)
-        if run.ended or run.attempt != entry.attempt:
+        if run.ended or not run.attempt or run.attempt != entry.attempt:  # before the first attempt nobody owns it
             raise StaleAttempt(f"Attempt {entry.attempt} of {entry.run_id} no longer owns its run.")
         self._add(run.thread, entry.drafts, [draft.payload() for draft in entry.drafts])
 
