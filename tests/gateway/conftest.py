@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +45,13 @@ class Stage:
 
     async def said(self, run: dict[str, Any]) -> None:
         """Returns once a `held` run has spoken."""
-        async for event in self.app.client("alice").events(str(run["thread_id"]), types=["message_delta"]):
-            if event.run_id == run["run_id"]:
-                return
+        async with (
+            self.app.client("alice") as client,
+            aclosing(client.events(str(run["thread_id"]), types=["message_delta"])) as events,
+        ):
+            async for event in events:
+                if event.run_id == run["run_id"]:
+                    return
 
 
 def _agents(app: Runstone, stage: list[Stage]) -> None:

@@ -138,7 +138,6 @@ async def test_a_loopback_peer_is_the_local_user(store_url: str, client: tuple[s
             "[::]:8700",
             "2130706433",
             "127.1",
-            "[::1",
             "xn--localhost",
             "\xff",
         ),

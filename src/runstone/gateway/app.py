@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from runstone import metrics as metrics_module
 from runstone.config import Config
-from runstone.errors import RunstoneError, StoreFailed
+from runstone.errors import NotFound, RunstoneError, StoreFailed
 from runstone.gateway.bodies import invalid
 from runstone.gateway.gate import USER_KEY, Gate
 from runstone.gateway.problems import of_status, problem, unexpected
@@ -35,6 +35,7 @@ from runstone.service import Tasks
 
 logger = structlog.get_logger(__name__)
 
+SOCKET_PATH = "/v1/ws"
 _OPEN_TO_FAILURE = "/healthz"  # the one route that answers whatever happened to the store
 
 
@@ -84,6 +85,8 @@ class Gateway:
         path: str = scope["path"]
         if self._log.failure is not None and not path.endswith(_OPEN_TO_FAILURE):
             raise StoreFailed(self._log.failure.detail)
+        if scope["type"] == "websocket" and get_route_path(scope) != SOCKET_PATH:
+            raise NotFound("There is no WebSocket at this path.", remedy=f"It is at {SOCKET_PATH}.")
 
     def _routes(self, shared: Streaming, agents: Agents) -> FastAPI:
         app = FastAPI(
@@ -95,7 +98,7 @@ class Gateway:
             redirect_slashes=False,  # one path, one resource: a redirect would lose a POST's body on many clients
         )
         app.include_router(Routes(shared, agents).router())
-        app.router.routes.append(WebSocketRoute("/v1/ws", WebSockets(shared)))
+        app.router.routes.append(WebSocketRoute(SOCKET_PATH, WebSockets(shared)))
         app.add_api_route("/healthz", self._healthz, methods=["GET"], response_model=None)
         app.add_api_route("/readyz", self._readyz, methods=["GET"], response_model=None)
         app.add_api_route("/metrics", self._exposition, methods=["GET"], response_model=None, include_in_schema=False)

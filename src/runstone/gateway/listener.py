@@ -126,6 +126,14 @@ class WebSocketConnection(Connection):
         self._transport.write(frame)
 
 
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _refusal(status: HTTPStatus) -> bytes:
     return f"HTTP/1.1 {status} {status.phrase}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode()
 
@@ -194,6 +202,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             raise ClientDisconnected
         await super().send(message)
         if self.close_sent:
+            self.handshake_complete = True  # or refused, which uvicorn would log as the application's error
             self._end_soon()
 
     async def run_asgi(self) -> None:
@@ -209,6 +218,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.frames.append(bytes(self._fragments))
             self._fragments.clear()
             self.send_receive_event_to_app()
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not self.close_sent and not _is_utf8(b"".join(self.frames)):
+            self.frames = []  # uvicorn would log what a client may send at will, with a traceback
+            self.conn.send_close(1007)
+            self.handle_parser_exception()
+            return
+        super().send_receive_event_to_app()
 
     def handle_ping(self) -> None:
         if not self.close_sent:
