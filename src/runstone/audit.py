@@ -81,7 +81,7 @@ class Audit(Protocol):
         ...
 
     def strays(self, after: int, before: int | None) -> list[int]:
-        """Numbers between two thread_nos that have events; so many at most that a person would want to see."""
+        """Numbers between two thread_nos that have events and no thread; as many as a person would want to see."""
         ...
 
     def events(self, thread: AuditedThread, after: int, limit: int) -> tuple[list[EventRow], bool]:

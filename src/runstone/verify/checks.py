@@ -7,11 +7,12 @@ server may go on writing meanwhile.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from runstone.audit import Audit, AuditedThread, Damaged, EventRow
+from runstone.audit import Audit, AuditedThread, Damaged, EventRow, Extent
 from runstone.projection import Column, Table
 from runstone.verify.findings import Finding, quoted
 from runstone.verify.fold import ThreadFold
@@ -21,7 +22,7 @@ from runstone.verify.rows import Expected
 Progress = Callable[[str, int, int], None]  # what is being checked, how much of it is done, how much there is
 
 EVENTS_A_READ = 2_000  # about 20 ms, for which a writer in delete mode may have to wait
-PLACES_A_READ = 20_000
+PLACES_A_READ = 10_000
 _THREADS_A_READ = 500
 _ROWS_WITH_IDS: tuple[Table, ...] = ("runs", "messages", "actions")
 
@@ -57,8 +58,12 @@ class _Verification:
         self._missing = False  # a row of the current thread was not found
 
     def all(self, hold_s: float | None) -> Checked:
-        extent = self._store.extent()
         self._structure(hold_s)
+        try:
+            extent = self._store.extent()
+        except Damaged as damage:
+            self._find(Finding(check="store", detail=f"how far it goes cannot be read: {damage}"))
+            extent = Extent(sys.maxsize, sys.maxsize)  # then each reading goes on until there is nothing more
         self._places(extent.pos)
         self._threads(extent.thread_no, extent.pos)
         return self._checked
@@ -82,14 +87,21 @@ class _Verification:
             self._find(*[Finding(check="store", detail=f"{check.name}: {problem}") for problem in check.problems])
 
     def _places(self, end: int) -> None:
-        before = (0, 0)
-        try:
-            while before[0] < end and (rows := self._store.places(before[0], PLACES_A_READ)):
-                self._find(*map(self._placed, misplaced(rows, before)))
-                before = rows[-1]
-                self._progress("order", min(before[0], end), end)
-        except Damaged as damage:
-            self._find(Finding(check="store", pos=before[0], detail=f"nothing can be read after this pos: {damage}"))
+        before, limit = (0, 0), PLACES_A_READ
+        while before[0] < end:
+            try:
+                rows = self._store.places(before[0], limit)
+            except Damaged as damage:
+                if limit > 1:
+                    limit //= 10  # up to the damage, the rows can still be read
+                    continue
+                self._find(Finding(check="store", pos=before[0], detail=f"nothing can be read after it: {damage}"))
+                return
+            if not rows:
+                return
+            self._find(*map(self._placed, misplaced(rows, before)))
+            before = rows[-1]
+            self._progress("order", min(before[0], end), end)
 
     def _placed(self, finding: Finding) -> Finding:
         assert finding.pos is not None

@@ -37,6 +37,13 @@ SELECT CAST(seq AS INTEGER), pos, run_no, attempt, type, CAST(time AS INTEGER), 
 FROM events WHERE thread_no = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3
 """
 
+# A thread that began after the others were listed is none.
+_STRAY = """
+SELECT thread_no FROM events WHERE thread_no > ?1 AND (?2 IS NULL OR thread_no < ?2)
+    AND NOT EXISTS (SELECT 1 FROM threads WHERE threads.thread_no = events.thread_no)
+ORDER BY thread_no LIMIT 1
+"""
+
 # Per table: its rows in order, each with whether the event that makes it stands where the row says.
 _MADE_BY = """
 SELECT {id}, {seq}, {order}, EXISTS (
@@ -171,11 +178,10 @@ class SqliteAudit:
     def strays(self, after: int, before: int | None) -> list[int]:
         found: list[int] = []
         while len(found) < STRAYS_MAX:
-            sql = "SELECT min(thread_no) FROM events WHERE thread_no > ?1 AND (?2 IS NULL OR thread_no < ?2)"
-            number = self._all(sql, (found[-1] if found else after, before))[0][0]
-            if number is None:
+            rows = self._all(_STRAY, (found[-1] if found else after, before))
+            if not rows:
                 break
-            found.append(number)
+            found.append(rows[0][0])
         return found
 
     def events(self, thread: AuditedThread, after: int, limit: int) -> tuple[list[EventRow], bool]:
