@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from runstone import failpoints
+from tests.support.disk import NOT_TESTED
 from tests.support.server import ServerProcess
 
 
@@ -42,3 +43,11 @@ def _plain_logs() -> None:
 def _no_failpoints() -> Iterator[None]:
     yield
     failpoints.disarm_all()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What this machine cannot test is said where nobody overlooks it."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    for reason in sorted({str(report.longrepr[2]) for report in skipped if isinstance(report.longrepr, tuple)}):
+        if NOT_TESTED in reason:
+            terminalreporter.write_line(reason.removeprefix("Skipped: "), red=True, bold=True)

@@ -13,7 +13,7 @@ from runstone.ids import new_id
 from runstone.resources import Action, Listing, Message, Run, Thread
 from runstone.store import Committed, Entry, RunRow
 from runstone.stores.migrations import check, migrate, plan
-from runstone.stores.sqlite.connection import FileLock, SqliteSchema, SqliteUrl, connect, failing, prepare
+from runstone.stores.sqlite.connection import FileLock, SqliteSchema, SqliteUrl, connect, failing, prepare, settle
 from runstone.stores.sqlite.reader import Reader
 from runstone.stores.sqlite.schema import MIGRATIONS
 from runstone.stores.sqlite.writer import Writer
@@ -54,6 +54,7 @@ class SqliteStore:
             check(MIGRATIONS, schema.applied())
             with failing():
                 connection.execute("INSERT OR IGNORE INTO meta VALUES ('generation', ?)", (new_id("gen"),))
+                settle(connection)
                 self.generation = connection.execute("SELECT value FROM meta WHERE name = 'generation'").get
                 self._writer = Writer(connection, self._clock)
             self._connection = connection

@@ -84,20 +84,26 @@ class FileLock:
 
 
 def prepare(path: Path) -> None:
-    """Makes the file and its folder, and sees to it that a power cut cannot take their names away."""
+    """Makes the file and its folders, and sees to it that a power cut cannot take their names away."""
     try:
+        made = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             path.touch(mode=0o600)
-            descriptor = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            for folder in (path.parent, *(folder.parent for folder in made)):
+                _sync(folder)
     except OSError as error:
         raise BadConfig(
             f"The store {path} cannot be made: {error.strerror}.", remedy="Give a folder you can write to."
         ) from None
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def connect(url: SqliteUrl, *, write: bool) -> apsw.Connection:
@@ -115,6 +121,20 @@ def connect(url: SqliteUrl, *, write: bool) -> apsw.Connection:
         if not write:
             _pragma(connection, "query_only", 1)
         return connection
+
+
+def settle(connection: apsw.Connection) -> None:
+    """Puts on the disk what a killed process may have left on the way there; nothing is shown before.
+
+    SQLite takes a commit that was written and never synced for a commit (and a journal that was removed, its folder
+    not synced, for removed): a power cut would take it back. A commit of our own syncs all that came before it, and
+    a checkpoint writes again what a failed sync may have dropped.
+    """
+    connection.execute(
+        "INSERT INTO meta VALUES ('opened', '1') "
+        "ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT)"
+    )
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
 @contextmanager

@@ -1,0 +1,57 @@
+"""Agents for tests that kill: what they say follows from their input, so that what is left of it can be checked."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import count
+
+from runstone import Run, Runstone
+
+app = Runstone()
+
+
+@app.tool
+async def pause(number: int, seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return f"done {number}"
+
+
+@app.tool(private=True)
+async def secret(number: int) -> int:
+    return number * number
+
+
+def word(tag: str, number: int) -> str:
+    """The words that `worker` says: each with its number, some outside ASCII."""
+    return f"{tag}{number}{'🪨é'[number % 3 : number % 3 + 1]} "
+
+
+def said(tag: str, words: int) -> str:
+    """All that `worker` says in one message."""
+    return "".join(word(tag, number) for number in range(words))
+
+
+@app.agent
+async def worker(run: Run, tag: str, words: int = 200, messages: int = 2, pause_s: float = 0.0005) -> int:
+    """Thinks, talks and uses tools, with a pause after each word; `words` a message."""
+    for index in range(messages):
+        await run.think(f"about {tag} {index}")
+        async with run.message() as message:
+            for number in range(words):
+                await message.write(word(tag, number))
+                await asyncio.sleep(pause_s)
+                if number % 23 == 7:
+                    await run.flush()
+        await pause(index, pause_s * 20)
+        await secret(index)
+        await run.emit("progress", {"done": index})
+    return words
+
+
+@app.agent
+async def stubborn(run: Run, tag: str) -> None:
+    """Talks for ever; a cancel is the only end."""
+    async with run.message() as message:
+        for number in count():
+            await message.write(word(tag, number))
+            await asyncio.sleep(0.002)

@@ -1,0 +1,343 @@
+"""An ordeal: a server is put to work, watched and killed, again and again; after each restart its log is held
+against everything that anyone was shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import apsw
+import httpx2
+import msgspec
+from msgspec import Raw
+
+from tests.support import hardy
+from tests.support.forked import DiedAtStart, ForkedServer
+from tests.support.history import History, RunHistory, Violation, runs_of
+from tests.support.watchers import GONE, SocketWatcher, StreamWatcher, attach, detach
+
+Failpoints: TypeAlias = "dict[str, tuple[int, int]]"  # by name: the passage that kills, at least and at most
+
+FAILPOINTS: Failpoints = {
+    "after_commit": (1, 100),  # the first ones come while it starts, the last ones while clients watch
+    "before_commit": (1, 100),
+    "before_hint": (1, 100),
+    "tool_ended": (1, 8),
+}
+AIMED_S = 1.5  # how long a failpoint has, before the kill comes anyway
+LINGER_S = 0.2  # the most that a server lives when nothing is aimed
+SETTLE_S = 20.0
+LONG_ROUNDS = 25  # how many kills the one long thread lives through
+
+_SOCKETS = 2  # watchers of everything; each thread has a stream of its own besides
+
+
+class _Started(msgspec.Struct):
+    """A run that was asked for."""
+
+    body: dict[str, Any]
+    thread_id: str
+    run_id: str = ""  # once the answer has come
+    cancel: bool = False  # a cancel was acknowledged
+
+
+class _Events(msgspec.Struct):
+    events: list[Raw]
+    next_after: int
+    head: int
+
+
+class Ordeal:
+    """Deterministic in what it does, from its dice; when exactly a kill lands, the machine decides."""
+
+    def __init__(self, server: ForkedServer, dice: random.Random, failpoints: Failpoints | None = None) -> None:
+        self.server = server
+        self.history = History()
+        self.kills = self.aimed = self.died_at_start = self.lost_runs = 0
+        self._dice = dice
+        self._failpoints = FAILPOINTS if failpoints is None else failpoints
+        self._aim_share = 1 / 3 if failpoints is None else 1.0
+        self._runs: list[_Started] = []
+        self._unanswered: list[_Started] = []
+        self._threads: dict[str, None] = {}  # those that are watched, in order
+        self._done: dict[str, int] = {}  # threads whose runs have all ended: their heads
+        self._long = ""
+        self._number = 0
+        self._sockets = [SocketWatcher(self.history, f"socket {number}") for number in range(_SOCKETS)]
+        self._streams: dict[str, StreamWatcher] = {}
+        self._client = httpx2.AsyncClient(trust_env=False, timeout=30, limits=httpx2.Limits(max_connections=None))
+
+    async def run(self, kills: int) -> None:
+        """That many kills, then an end in peace; raises Violation."""
+        try:
+            while self.kills < kills:
+                await self._round()
+            await self._finish()
+        finally:
+            await self._client.aclose()
+        check_file(self.server.database)
+        check_store(self.server.store_url)
+
+    # --- one life of the server --------------------------------------------------------------------------
+
+    async def _round(self) -> None:
+        aim = self._dice.choice(sorted(self._failpoints)) if self._dice.random() < self._aim_share else ""
+        armed = f"{aim}=kill:{self._dice.randint(*self._failpoints[aim])}" if aim else ""
+        if not await self._start(armed):
+            return
+        watching: list[asyncio.Task[None]] = []
+        try:
+            await self._check()
+            await self._put_to_work()
+            watching = await attach(self._watchers(), self.server.url)
+            await self._live(watching, AIMED_S if aim else self._dice.uniform(0, LINGER_S))
+        except GONE:
+            pass  # it died by a failpoint before the kill
+        code = await asyncio.to_thread(self.server.kill)
+        if code != -9:
+            raise Violation(f"the server ended with {code}:\n{self.server.log.read_text()[-4000:]}")
+        self.kills += 1
+        self.aimed += bool(aim)
+        await asyncio.gather(*watching)
+        self._retire()
+
+    async def _start(self, armed: str) -> bool:
+        try:
+            await asyncio.to_thread(self.server.start, RUNSTONE_FAILPOINTS=armed)
+        except DiedAtStart:
+            self.kills += 1
+            self.aimed += 1
+            self.died_at_start += 1
+            return False
+        return True
+
+    async def _live(self, watching: list[asyncio.Task[None]], seconds: float) -> None:
+        """Until the time is over, or the server is gone; with a new command now and then."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while (left := end - loop.time()) > 0:
+            done, _ = await asyncio.wait(watching, timeout=min(left, 0.05), return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return
+            await self._interfere()
+
+    async def _interfere(self) -> None:
+        under_way = [run for run in self._runs if run.run_id and not run.cancel]
+        if under_way and self._dice.random() < 0.2:
+            run = self._dice.choice(under_way)
+            answer = await self._client.post(f"{self.server.url}/v1/runs/{run.run_id}/cancel", json={})
+            run.cancel = answer.status_code == 202
+        elif len(self._threads) < 12 and self._dice.random() < 0.3:
+            await self._begin()
+
+    # --- work --------------------------------------------------------------------------------------------
+
+    async def _put_to_work(self) -> None:
+        if self.kills % LONG_ROUNDS == 0 or not self._long:
+            self._long = ""
+        self._long = await self._begin(self._long or None, words=30)
+        for _ in range(self._dice.randint(2, 4)):
+            thread_id = await self._begin()
+            if self._dice.random() < 0.5:
+                await self._begin(thread_id)
+
+    async def _begin(self, thread_id: str | None = None, words: int | None = None) -> str:
+        """Starts a run in a thread, or in a new one; returns the thread."""
+        self._number += 1
+        tag = f"t{self._number}x"
+        if self._dice.random() < 0.1 and words is None:
+            body: dict[str, Any] = {"agent": "stubborn", "input": {"tag": tag}}
+        else:
+            words = words or self._dice.choice((5, 60, 400))
+            body = {"agent": "worker", "input": {"tag": tag, "words": words, "messages": self._dice.randint(1, 3)}}
+        body["key"] = f"run {self._number}"
+        if thread_id is None:
+            body["thread_key"] = f"thread {self._number}"
+        run = _Started(body, thread_id or "")
+        self._unanswered.append(run)
+        await self._ask(run)
+        return run.thread_id
+
+    async def _ask(self, run: _Started) -> None:
+        """Starts it; or finds it, if it was started by a request whose answer was lost."""
+        where = f"threads/{run.thread_id}/runs" if run.thread_id else "runs"
+        answer = await self._client.post(f"{self.server.url}/v1/{where}", json=run.body)
+        if answer.status_code not in {200, 201}:
+            raise Violation(f"{run.body} was answered {answer.status_code}: {answer.text}")
+        made = answer.json()
+        self._unanswered.remove(run)
+        run.run_id, run.thread_id = made["run_id"], made["thread_id"]
+        self._runs.append(run)
+        self._threads[run.thread_id] = None
+        self._done.pop(run.thread_id, None)
+
+    def _watchers(self) -> list[SocketWatcher | StreamWatcher]:
+        for socket in self._sockets:
+            socket.watch(self._threads)
+        for thread_id in self._threads:
+            if thread_id not in self._streams:
+                stream = self._streams[thread_id] = StreamWatcher(self.history, f"stream of {thread_id}", self._client)
+                stream.watch([thread_id])
+        return [*self._sockets, *self._streams.values()]
+
+    def _retire(self) -> None:
+        """Threads in which nothing will happen any more, and whose every watcher has seen it all, are let go."""
+        for thread_id, head in list(self._done.items()):
+            watchers = self._watchers()
+            if thread_id == self._long or any(
+                watcher.places[thread_id].cursor < head for watcher in watchers if thread_id in watcher.places
+            ):
+                continue
+            for socket in self._sockets:
+                socket.unwatch([thread_id])
+            del self._streams[thread_id], self._threads[thread_id], self._done[thread_id]
+            self.history.forget(thread_id)
+            self._runs = [run for run in self._runs if run.thread_id != thread_id]
+
+    # --- what must hold after a restart --------------------------------------------------------------------
+
+    async def _check(self) -> None:
+        for run in list(self._unanswered):
+            await self._ask(run)
+        worker = await self._worker()
+        for thread_id in list(self._threads):
+            log = await self._log(thread_id)
+            self.history.compare(thread_id, log)
+            runs = runs_of(log)
+            for run in self._runs:
+                if run.thread_id == thread_id:
+                    if run.run_id not in runs:
+                        raise Violation(f"{run.run_id} was acknowledged and is not in the log")
+                    self._check_run(run, runs[run.run_id], worker)
+            unfinished = [run.run_id for run in runs.values() if run.end is None]
+            if unfinished:
+                await self._started(unfinished[0])
+            else:
+                self._done[thread_id] = len(log)
+                await self._check_messages(thread_id, runs)
+
+    def _check_run(self, run: _Started, told: RunHistory, worker: str) -> None:
+        if run.cancel and not told.cancelled:
+            raise Violation(f"the cancel of {run.run_id} was acknowledged and is not in the log")
+        if told.worker not in {None, worker} and told.end is None:
+            raise Violation(f"{run.run_id} was left under way by a dead worker")
+        if told.end is not None and told.end.type == "agent_failed":
+            error = told.end.data["error"]
+            if error["type"] != "WorkerLost" or error["retryable"] is not True:
+                raise Violation(f"{run.run_id} failed: {error}")
+            if told.worker in {None, worker}:
+                raise Violation(f"{run.run_id} failed as lost, and its worker, {told.worker}, was not killed")
+            self.lost_runs += 1
+        given = run.body["input"]
+        for text in told.messages.values():
+            whole = hardy.said(given["tag"], given.get("words", 20_000))
+            if not whole.startswith(text):
+                raise Violation(f"{run.run_id} never said {text!r}")
+        if told.end is not None and told.end.type == "agent_completed":
+            expected = [hardy.said(given["tag"], given["words"])] * given["messages"]
+            if [*told.messages.values()] != expected or {*told.status.values()} != {"completed"}:
+                raise Violation(f"{run.run_id} completed without all that it said")
+        elif told.end is not None and [*told.status.values()].count("partial") > 1:
+            raise Violation(f"{run.run_id} left more than one message open")
+
+    async def _check_messages(self, thread_id: str, runs: dict[str, RunHistory]) -> None:
+        page = await self._get(f"threads/{thread_id}/messages?limit=1000&role=assistant")
+        shown = {message["message_id"]: (message["content"], message["status"]) for message in page["messages"]}
+        told = {
+            message_id: (text, run.status[message_id])
+            for run in runs.values()
+            for message_id, text in run.messages.items()
+        }
+        if page["next_cursor"] is None and shown != told:
+            raise Violation(f"the messages of {thread_id} are\n{shown}\nand its log says\n{told}")
+
+    async def _worker(self) -> str:
+        """The living worker's id, from a run that has just ended."""
+        body = {"agent": "worker", "input": {"tag": "probe", "words": 1, "messages": 1, "pause_s": 0}}
+        made = (await self._client.post(f"{self.server.url}/v1/runs", json=body)).json()
+        run = await self._ended(made["run_id"])
+        if run["status"] != "completed":
+            raise Violation(f"a new run does not complete: {run}")
+        worker = runs_of(await self._log(made["thread_id"]))[made["run_id"]].worker
+        assert worker is not None
+        return worker
+
+    async def _ended(self, run_id: str) -> Any:
+        end = asyncio.get_running_loop().time() + SETTLE_S
+        while True:
+            run = await self._get(f"runs/{run_id}?wait_s=1")
+            if run["ended_at"] is not None or asyncio.get_running_loop().time() > end:
+                return run
+
+    async def _started(self, run_id: str) -> None:
+        """The first unfinished run of a thread does not stay in the queue."""
+        end = asyncio.get_running_loop().time() + SETTLE_S
+        while (await self._get(f"runs/{run_id}"))["status"] == "queued":
+            if asyncio.get_running_loop().time() > end:
+                raise Violation(f"{run_id} is next and is not started")
+            await asyncio.sleep(0.01)
+
+    async def _log(self, thread_id: str) -> list[bytes]:
+        log: list[bytes] = []
+        while True:
+            answer = await self._client.get(
+                f"{self.server.url}/v1/threads/{thread_id}/events", params={"after": len(log), "limit": 1000}
+            )
+            answer.raise_for_status()
+            page = msgspec.json.decode(answer.content, type=_Events)
+            log += [bytes(event) for event in page.events]
+            if page.next_after >= page.head:
+                return log
+
+    async def _get(self, path: str) -> Any:
+        answer = await self._client.get(f"{self.server.url}/v1/{path}")
+        answer.raise_for_status()
+        return answer.json()
+
+    # --- the end -------------------------------------------------------------------------------------------
+
+    async def _finish(self) -> None:
+        await self._start("")
+        await self._check()
+        for run in self._runs:
+            if run.body["agent"] == "stubborn":
+                await self._client.post(f"{self.server.url}/v1/runs/{run.run_id}/cancel", json={})
+        for run in self._runs:
+            if (await self._ended(run.run_id))["ended_at"] is None:
+                raise Violation(f"{run.run_id} does not end")
+        watching = await attach(self._watchers(), self.server.url)
+        await detach(watching)
+        await self._check()
+        for watcher in self._watchers():
+            for place in watcher.places.values():
+                if place.cursor != self._done[place.thread_id]:
+                    raise Violation(f"{watcher.name} stands at {place.cursor} of {self._done[place.thread_id]}")
+        await asyncio.to_thread(self.server.kill)
+
+
+def check_store(url: str) -> None:
+    """`runstone verify`, while nobody serves the store."""
+    command = [sys.executable, "-m", "runstone", "verify", "--store", url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode:
+        raise Violation(f"runstone verify exits {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+
+
+def check_file(database: Path) -> None:
+    """The file itself, while nobody serves it."""
+    connection = apsw.Connection(str(database))
+    try:
+        if (found := connection.execute("PRAGMA integrity_check").get) != "ok":
+            raise Violation(f"integrity_check: {found}")
+        if found := connection.execute("PRAGMA foreign_key_check").get:
+            raise Violation(f"foreign_key_check: {found}")
+        first, last, number = connection.execute("SELECT min(pos), max(pos), count(*) FROM events").get
+        if (first, last) != (1, number):
+            raise Violation(f"pos goes from {first} to {last}, over {number} events")
+    finally:
+        connection.close()
