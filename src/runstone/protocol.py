@@ -5,7 +5,7 @@ No socket, no clock, no store: the shells in `gateway` carry out what comes from
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -102,14 +102,18 @@ class Close(msgspec.Struct, frozen=True):
 Step: TypeAlias = "Send | Subscribe | Unsubscribe | Close"
 
 
+Frames: TypeAlias = Callable[[str, Sequence[Event]], Sequence[bytes]]  # `events_frames`, or one that remembers
+
+
 class Session:
     """The conversation on one socket."""
 
-    def __init__(self, *, user_id: str, generation: str, heartbeat_s: float) -> None:
+    def __init__(self, *, user_id: str, generation: str, heartbeat_s: float, frames: Frames | None = None) -> None:
         self._user_id = user_id
         self._generation = generation
         self._heartbeat_s = heartbeat_s
         self._subscriptions: dict[str, Subscription] = {}
+        self._frames = frames or events_frames
 
     def __len__(self) -> int:
         return len(self._subscriptions)
@@ -166,15 +170,15 @@ class Session:
     def unsubscribed(self, step: Unsubscribe) -> bytes:
         return _frame("ok", id=step.id)
 
-    def deliver(self, thread_id: str, page: Page) -> tuple[list[bytes], int]:
+    def deliver(self, thread_id: str, page: Page) -> tuple[Sequence[bytes], int]:
         """The frames that a page becomes, and how many events are in them."""
         subscription = self._subscriptions.get(thread_id)
         if subscription is None:
             return [], 0
         events, caught_up = subscription.take(page)
-        frames = list(events_frames(thread_id, events))
+        frames = self._frames(thread_id, events) if events else []
         if caught_up is not None:
-            frames.append(_frame("caught_up", thread_id=thread_id, head=caught_up))
+            frames = [*frames, _frame("caught_up", thread_id=thread_id, head=caught_up)]
         return frames, len(events)
 
     def deleted(self, thread_id: str) -> bytes:
@@ -183,17 +187,19 @@ class Session:
         return error_frame(None, NotFound(f"There is no thread {thread_id}."), thread_id=thread_id)
 
 
-def events_frames(thread_id: str, events: Sequence[Event]) -> Iterator[bytes]:
+def events_frames(thread_id: str, events: Sequence[Event]) -> list[bytes]:
     """Frames of events, as few as the bound on their size allows."""
     head = b'{"op":"events","thread_id":' + values.encode(thread_id) + b',"events":['
+    frames: list[bytes] = []
     start = size = 0
     for index, event in enumerate(events):
         if size and size + len(event.wire) > FRAME_BYTES_SOFT:
-            yield head + b",".join([event.wire for event in events[start:index]]) + b"]}"
+            frames.append(head + b",".join([event.wire for event in events[start:index]]) + b"]}")
             start, size = index, 0
         size += len(event.wire)
     if size:
-        yield head + b",".join([event.wire for event in events[start:]]) + b"]}"
+        frames.append(head + b",".join([event.wire for event in events[start:]]) + b"]}")
+    return frames
 
 
 def pong() -> bytes:

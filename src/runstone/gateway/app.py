@@ -22,6 +22,7 @@ from runstone import metrics as metrics_module
 from runstone.config import Config
 from runstone.errors import NotFound, RunstoneError, StoreFailed
 from runstone.gateway.bodies import invalid
+from runstone.gateway.frames import RecentFrames
 from runstone.gateway.gate import USER_KEY, Gate
 from runstone.gateway.problems import of_status, problem, unexpected
 from runstone.gateway.rest import SCHEMAS, Routes
@@ -48,7 +49,15 @@ class Gateway:
         self._gate = Gate(origins=config.origins, hosts=config.hosts)
         self._streams = Streams(metrics, per_user_max=config.sockets_a_user)
         self._tasks = Tasks("gateway")
-        shared = Streaming(log, self._streams, metrics, self._tasks, config.heartbeat_s, config.send_deadline_s)
+        shared = Streaming(
+            log,
+            self._streams,
+            metrics,
+            self._tasks,
+            config.heartbeat_s,
+            config.send_deadline_s,
+            RecentFrames(),
+        )
         self._app = self._routes(shared, agents)
         self._inner: ASGIApp = self._app
         if config.origins:

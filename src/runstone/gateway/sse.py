@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from runstone.errors import StoreFailed
 from runstone.events import Event
 from runstone.gateway.connection import Connection, connection_of, drain_or_abort
+from runstone.gateway.frames import RecentFrames
 from runstone.gateway.streams import Streams
 from runstone.limits import FRAME_BYTES_SOFT
 from runstone.log import Log, Tail
@@ -38,6 +39,7 @@ class Streaming(msgspec.Struct, frozen=True):
     tasks: Tasks
     heartbeat_s: float
     send_deadline_s: float
+    frames: RecentFrames
 
 
 class EventStream(Response):

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 
+import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from runstone import protocol
 from runstone.errors import NotFound, RunstoneError, StoreFailed, UnknownSubprotocol
-from runstone.gateway.connection import FrameConnection, connection_of, drain_or_abort, text_frame
+from runstone.gateway.connection import FrameConnection, connection_of, drain_or_abort
 from runstone.gateway.gate import USER_KEY
 from runstone.gateway.problems import problem
 from runstone.gateway.sse import Streaming
 from runstone.limits import FRAME_BYTES_SOFT
 from runstone.log import Tail
 from runstone.protocol import Close, Filter, Session, Subscribe, Subscription, Unsubscribe
+from runstone.views import Page
+
+logger = structlog.get_logger(__name__)
+
+_UNSENT_BYTES = FRAME_BYTES_SOFT // 4  # of a client that keeps up
+_LAG_EVERY = 16  # of a socket's deliveries are timed: a clock and a histogram cost as much as a delivery
 
 
 class WebSockets:
@@ -55,7 +63,11 @@ async def refuse(scope: Scope, receive: Receive, send: Send, response: Response)
 
 
 class _Socket:
-    """One accepted socket: one task reads, one writes, and a lock keeps what they send in order."""
+    """One accepted socket: one task reads, one writes, and a lock keeps what they send in order.
+
+    What is new in memory, for a client that keeps up, goes out without either of them: a change of tasks costs
+    more than the frame.
+    """
 
     def __init__(self, shared: Streaming, scope: Scope, receive: Receive, send: Send, wake: asyncio.Event) -> None:
         self._shared = shared
@@ -65,10 +77,17 @@ class _Socket:
         found = connection_of(scope)
         self._connection = found if isinstance(found, FrameConnection) else None
         self._user_id: str = scope[USER_KEY]
-        self._session = Session(user_id=self._user_id, generation=shared.log.generation, heartbeat_s=shared.heartbeat_s)
+        self._session = Session(
+            user_id=self._user_id,
+            generation=shared.log.generation,
+            heartbeat_s=shared.heartbeat_s,
+            frames=shared.frames.of,
+        )
         self._tails: dict[str, tuple[AsyncExitStack, Tail]] = {}
         self._sending = asyncio.Lock()
         self._sent_at = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._deliveries = 0
         self._delivered = shared.metrics.events_delivered.labels(protocol="ws")
 
     async def run(self) -> None:
@@ -125,14 +144,16 @@ class _Socket:
             if not family:
                 raise NotFound(f"There is no run {step.run_id}.")
         async with AsyncExitStack() as stack:
-            tail = await stack.enter_async_context(log.tail(thread, after=step.after, wake=self._wake.set))
+            tail = await stack.enter_async_context(
+                log.tail(thread, after=step.after, wake=partial(self._push, step.thread_id))
+            )
             subscription = Subscription(Filter(step.types, family), after=step.after, head=tail.head)
             async with self._sending:
                 await self._drop(step.thread_id)
                 self._tails[step.thread_id] = (stack.pop_all(), tail)
                 await self._send(self._session.subscribed(step, subscription, tail.head))
                 if not tail.behind:
-                    await self._deliver(step.thread_id, tail)  # nothing to catch up with: says so
+                    await self._show(step.thread_id, tail, Page((), tail.cursor))  # nothing to catch up with: says so
         self._wake.set()
 
     async def _drop(self, thread_id: str) -> None:
@@ -152,6 +173,9 @@ class _Socket:
                     await self._asgi_send({"type": "websocket.close", "code": protocol.CLOSE_RESTARTING})
                     return
                 behind = False
+                if self._connection is not None:
+                    async with self._sending:
+                        await self._drain(self._connection)  # of what was pushed
                 for thread_id in list(self._tails):  # a page each in turn, so that no thread starves another
                     async with self._sending:
                         found = self._tails.get(thread_id)
@@ -167,28 +191,75 @@ class _Socket:
                 async with asyncio.timeout(max(shared.heartbeat_s - self._silence_s(), 0)):
                     await self._wake.wait()
 
+    def _push(self, thread_id: str) -> None:
+        """Sends what is new and in memory to a client that keeps up; else the writing task is woken to do it."""
+        connection, done = self._connection, False
+        if connection is None or self._sending.locked() or connection.unsent_bytes > _UNSENT_BYTES:
+            self._wake.set()
+            return
+        try:
+            done = self._push_page(thread_id) and connection.unsent_bytes <= _UNSENT_BYTES
+        except OSError:
+            pass  # the client is gone: the task will see it too, and end
+        except Exception:
+            logger.exception("a page could not be sent", thread=thread_id)
+            connection.abort()  # how much of it went out is not known; the client resumes after what it has
+        if not done:
+            self._wake.set()
+
+    def _push_page(self, thread_id: str) -> bool:
+        """Whether nothing is left to do."""
+        found = self._tails.get(thread_id)
+        if found is None or self._shared.streams.closing is not None:
+            return False
+        tail = found[1]
+        page = tail.peek()
+        if page is None or (page.events and page.events[-1].type == "thread_deleted"):
+            return False
+        tail.cursor = page.last
+        frames, count = self._session.deliver(thread_id, page)
+        for frame in frames:
+            self._put(frame)
+        self._count(tail, count)
+        return not tail.behind
+
     def _silence_s(self) -> float:
-        return asyncio.get_running_loop().time() - self._sent_at
+        return self._loop.time() - self._sent_at
 
     async def _deliver(self, thread_id: str, tail: Tail) -> None:
-        page = await tail.read()
+        await self._show(thread_id, tail, await tail.read())
+
+    async def _show(self, thread_id: str, tail: Tail, page: Page) -> None:
         frames, count = self._session.deliver(thread_id, page)
         for frame in frames:
             await self._send(frame)
-        if count:
-            self._delivered.inc(count)
-            if not tail.behind and (lag := self._shared.log.lag_s(tail.thread)) is not None:
-                self._shared.metrics.tail_lag_seconds.observe(lag)
+        self._count(tail, count)
         if any(event.type == "thread_deleted" for event in page.events):
             await self._drop(thread_id)
             await self._send(self._session.deleted(thread_id))
 
+    def _count(self, tail: Tail, count: int) -> None:
+        if not count:
+            return
+        self._delivered.inc(count)
+        if self._deliveries % _LAG_EVERY == 0 and (lag := self._shared.log.lag_s(tail.thread)) is not None:
+            self._shared.metrics.tail_lag_seconds.observe(lag)
+        self._deliveries += 1
+
+    def _put(self, frame: bytes) -> None:
+        assert self._connection is not None
+        self._sent_at = self._loop.time()
+        self._connection.send_frame(self._shared.frames.text(frame))
+
     async def _send(self, frame: bytes) -> None:
-        self._sent_at = asyncio.get_running_loop().time()
         if self._connection is not None:
-            self._connection.send_frame(text_frame(frame))
-            if self._connection.unsent_bytes > FRAME_BYTES_SOFT // 4:
-                await drain_or_abort(self._connection, self._shared.send_deadline_s, self._shared.metrics)
+            self._put(frame)
+            await self._drain(self._connection)
         else:
+            self._sent_at = self._loop.time()
             async with asyncio.timeout(self._shared.send_deadline_s):
                 await self._asgi_send({"type": "websocket.send", "text": frame.decode()})
+
+    async def _drain(self, connection: FrameConnection) -> None:
+        if connection.unsent_bytes > _UNSENT_BYTES:
+            await drain_or_abort(connection, self._shared.send_deadline_s, self._shared.metrics)

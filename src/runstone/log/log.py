@@ -238,6 +238,9 @@ class Log:
             page = await self._store.events(thread, after=after, limit=limit, bytes_max=PAGE_BYTES_MAX)
         return page
 
+    def _read_now(self, thread: ThreadRef, after: int, limit: int) -> Page | None:
+        return None if self.failure is not None else self._windows.read(thread, after, limit)
+
     async def _read_after(self, thread: ThreadRef, after: int, limit: int) -> Page:
         return await self.read(thread, after=after, limit=limit)
 
@@ -252,7 +255,7 @@ class Log:
 
         Subscribes first and looks at the head then: the other way round leaves a gap. Raises CursorAhead.
         """
-        tail = Tail(self._read_after, thread, after, wake)
+        tail = Tail(self._read_after, self._read_now, thread, after, wake)
         self._watched.setdefault(thread, set()).add(tail)
         self._by_id[thread.thread_id] = thread
         try:

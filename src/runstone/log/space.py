@@ -15,6 +15,7 @@ class Space:
         self._metrics = metrics
         self._bytes = 0
         self._freed = asyncio.Event()
+        self._awaited = False
 
     @property
     def full(self) -> bool:
@@ -26,8 +27,11 @@ class Space:
     def release(self, size: int) -> None:
         self._bytes -= size
         self._metrics.buffer_bytes.set(self._bytes)
-        self._freed.set()
-        self._freed = asyncio.Event()
+        if self._awaited:
+            self._awaited = False
+            self._freed.set()
+            self._freed = asyncio.Event()
 
     async def wait(self) -> None:
+        self._awaited = True
         await self._freed.wait()

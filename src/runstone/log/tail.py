@@ -9,13 +9,15 @@ from runstone.limits import PAGE_ROWS_MAX
 from runstone.views import Page, ThreadRef
 
 Read: TypeAlias = Callable[[ThreadRef, int, int], Awaitable[Page]]  # thread, after, limit
+ReadNow: TypeAlias = Callable[[ThreadRef, int, int], "Page | None"]
 
 
 class Tail:
     """It keeps a cursor and no events: who reads slowly falls behind, that is all."""
 
-    def __init__(self, read: Read, thread: ThreadRef, after: int, wake: Callable[[], None]) -> None:
+    def __init__(self, read: Read, read_now: ReadNow, thread: ThreadRef, after: int, wake: Callable[[], None]) -> None:
         self._read = read
+        self._read_now = read_now
         self.thread = thread
         self.cursor = after
         self.head = 0
@@ -35,3 +37,7 @@ class Tail:
         page = await self._read(self.thread, self.cursor, limit)
         self.cursor = page.last
         return page
+
+    def peek(self, limit: int = PAGE_ROWS_MAX) -> Page | None:
+        """The next events without waiting, None if that takes a read of the store; the cursor stays."""
+        return self._read_now(self.thread, self.cursor, limit)

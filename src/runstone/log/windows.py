@@ -10,12 +10,13 @@ from runstone.views import Page, ThreadRef
 
 
 class _Window:
-    __slots__ = ("bytes", "committed_at", "events")
+    __slots__ = ("bytes", "committed_at", "events", "recent")
 
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.bytes = 0
         self.committed_at = 0.0
+        self.recent: tuple[int, int, Page] | None = None  # after, limit and what was found
 
 
 class Windows:
@@ -31,6 +32,7 @@ class Windows:
             window = self._windows[thread] = _Window()
         else:
             self._windows.move_to_end(thread)
+            window.recent = None
             if window.events and window.events[-1].seq + 1 != events[0].seq:
                 self._drop(window, len(window.events))  # somebody else wrote in between
         size = sum(len(event.wire) for event in events)
@@ -48,10 +50,13 @@ class Windows:
         """The events after a seq, or None if the window has none of them: they are in the store, if anywhere.
 
         A reader may know from the store of events that are committed and not in the window yet.
+        Until there are new ones, all who ask the same get the same page.
         """
         window = self._windows.get(thread)
         if window is None or not window.events:
             return None
+        if (recent := window.recent) is not None and recent[0] == after and recent[1] == limit:
+            return recent[2]
         start = after + 1 - window.events[0].seq
         if not 0 <= start < len(window.events):
             return None
@@ -62,7 +67,9 @@ class Windows:
             if size > PAGE_BYTES_MAX and index:
                 found = found[:index]
                 break
-        return Page(found, found[-1].seq)
+        page = Page(found, found[-1].seq)
+        window.recent = (after, limit, page)
+        return page
 
     def committed_at(self, thread: ThreadRef) -> float | None:
         window = self._windows.get(thread)
