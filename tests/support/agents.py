@@ -16,13 +16,14 @@ async def look_up(query: str) -> list[str]:
 
 
 @app.agent
-async def tokens(run: Run, count: int = 10, delay_s: float = 0.0, text: str = "tok") -> int:
-    """Streams numbered tokens, so that a lost or doubled one shows."""
+async def tokens(run: Run, count: int = 10, delay_s: float = 0.0, text: str = "tok", burst: int = 1) -> int:
+    """Streams numbered tokens, so that a lost or doubled one shows; with a delay after each burst of them."""
     async with run.message() as message:
         for number in range(count):
             await message.write(f"{text}{number} ")
             if delay_s:
-                await asyncio.sleep(delay_s)
+                if number % burst == 0:
+                    await asyncio.sleep(delay_s)
             elif number % 10 == 0:
                 await run.flush()
     return count

@@ -1,0 +1,209 @@
+"""Twenty clients follow a run of 20,000 tokens and are cut 2,000 times: each ends with the bytes of the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import httpx
+import msgspec
+import pytest
+from httpx_sse import aconnect_sse
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidHandshake, WebSocketException
+
+from tests.support.live import Live, live
+from tests.support.server import ServerProcess
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(120)]
+
+TOKENS = 20_000
+CLIENTS = 20  # every other one over SSE
+CUTS = 2_000
+WITHIN_S = 60.0
+CUT_AFTER_BYTES = 6_000  # on the average: inside the handshake now and then, after some dozens of events mostly
+PIECE_BYTES = 16 * 1024  # what the relay passes on at once: less than most frames, so that cuts fall inside them
+
+
+class Relay:
+    """A TCP relay to the server that cuts connections where it likes, also in the middle of a frame."""
+
+    def __init__(self, port: int, seed: int) -> None:
+        self._server_port = port
+        self._seed = seed
+        self._dice: dict[str, random.Random] = {}
+        self.cuts: dict[str, int] = {}
+
+    @contextlib.asynccontextmanager
+    async def listening(self, name: str) -> AsyncIterator[int]:
+        """A port of this client's own."""
+
+        relaying: set[asyncio.Task[None]] = set()
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.create_task(self._relay(name, reader, writer))
+            relaying.add(task)
+            task.add_done_callback(relaying.discard)
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            for task in relaying:
+                task.cancel()
+            await asyncio.gather(*relaying, return_exceptions=True)
+
+    async def _relay(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_server: asyncio.StreamWriter | None = None
+        up: asyncio.Task[None] | None = None
+        try:
+            from_server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port)
+            up = asyncio.create_task(self._pass_on(reader, to_server, name, None))
+            await self._pass_on(from_server, writer, name, self._budget(name))
+        except OSError:
+            pass
+        finally:
+            if up is not None:
+                up.cancel()
+            for end in (writer, to_server):
+                if end is not None:
+                    end.transport.abort()
+
+    def _budget(self, name: str) -> int | None:
+        """After how many bytes this connection is cut; none once there were cuts enough."""
+        if self.cuts.setdefault(name, 0) == CUTS // CLIENTS:
+            return None
+        dice = self._dice.setdefault(name, random.Random(f"{self._seed} {name}"))
+        return int(dice.expovariate(1 / CUT_AFTER_BYTES))
+
+    async def _pass_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str, budget: int | None
+    ) -> None:
+        while piece := await reader.read(PIECE_BYTES):
+            if budget is not None and len(piece) >= budget:
+                self.cuts[name] += 1
+                writer.write(piece[:budget])
+                await writer.drain()
+                return  # whoever relays aborts both ends
+            budget = None if budget is None else budget - len(piece)
+            writer.write(piece)
+            await writer.drain()
+
+
+@dataclass
+class Viewer:
+    """What one client has: bytes of events, and the cursor that follows from them."""
+
+    url: str
+    thread_id: str
+    events: list[bytes] = field(default_factory=list)
+    cursor: int = 0
+    connections: int = 0
+    ended: bool = False
+
+    def take(self, wire: bytes) -> None:
+        event = msgspec.json.decode(wire, type=_Head)
+        self.events.append(wire)
+        self.cursor = event.seq
+        self.ended = self.ended or event.type == "agent_completed"
+
+    async def follow(self, watch: Callable[[Viewer], Awaitable[None]]) -> None:
+        """Until the run's end, whatever happens to the connections."""
+        while not self.ended:
+            self.connections += 1
+            with contextlib.suppress(OSError, EOFError, httpx.TransportError, InvalidHandshake, WebSocketException):
+                await watch(self)  # when it is cut, it comes back with its cursor
+
+
+class _Head(msgspec.Struct):
+    seq: int
+    type: str
+
+
+class _Frame(msgspec.Struct):
+    op: str
+    events: list[msgspec.Raw] = []
+
+
+async def over_websocket(viewer: Viewer) -> None:
+    async with connect(f"ws://{viewer.url}/v1/ws", close_timeout=0.1) as socket:
+        subscribe = {"op": "subscribe", "id": 1, "thread_id": viewer.thread_id, "after": viewer.cursor}
+        await socket.send(json.dumps(subscribe))
+        async for text in socket:
+            frame = msgspec.json.decode(text, type=_Frame)
+            assert frame.op != "error", text
+            for wire in frame.events:
+                viewer.take(bytes(wire))
+            if viewer.ended:
+                return
+
+
+async def over_sse(viewer: Viewer, client: httpx.AsyncClient) -> None:
+    headers = {"last-event-id": str(viewer.cursor)}
+    url = f"http://{viewer.url}/v1/threads/{viewer.thread_id}/events"
+    async with aconnect_sse(client, "GET", url, headers=headers) as source:
+        async for frame in source.aiter_sse():
+            if frame.event == "message":
+                assert frame.id == str(msgspec.json.decode(frame.data, type=_Head).seq)
+                viewer.take(frame.data.encode())
+            if viewer.ended:
+                return
+
+
+async def test_clients_that_are_cut_at_random_end_with_the_bytes_of_the_log(server: ServerProcess) -> None:
+    seed = int(os.environ.get("RUNSTONE_TEST_SEED") or random.SystemRandom().getrandbits(32))
+    sys.stdout.write(f"replay with RUNSTONE_TEST_SEED={seed}\n")
+    server.start()
+    relay = Relay(server.port, seed)
+    began = asyncio.get_running_loop().time()
+    async with live(server) as api, asyncio.timeout(WITHIN_S):
+        thread_id = await api.thread()
+        run = await api.start("tokens", {"count": TOKENS, "delay_s": 0.002, "burst": 4}, thread_id)
+        viewers = await _followed(relay, thread_id)
+        run = await api.ended(run)
+        await _compare(api, run, viewers)
+    cuts = sum(relay.cuts.values())
+    took = asyncio.get_running_loop().time() - began
+    sys.stdout.write(f"{cuts} cuts, {sum(viewer.connections for viewer in viewers)} connections, {took:.1f} s\n")
+    assert cuts == CUTS
+    assert run["output"] == TOKENS
+
+
+async def _followed(relay: Relay, thread_id: str) -> list[Viewer]:
+    viewers: list[Viewer] = []
+
+    async def one(number: int) -> None:
+        async with relay.listening(f"client {number}") as port:
+            viewer = Viewer(f"127.0.0.1:{port}", thread_id)
+            viewers.append(viewer)
+            if number % 2:
+                async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
+                    await viewer.follow(partial(over_sse, client=client))
+            else:
+                await viewer.follow(over_websocket)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(CLIENTS):
+            group.create_task(one(number))
+    return viewers
+
+
+async def _compare(api: Live, run: dict[str, object], viewers: list[Viewer]) -> None:
+    thread_id = str(run["thread_id"])
+    log = await api.log(thread_id)
+    assert [msgspec.json.decode(wire, type=_Head).seq for wire in log] == list(range(1, len(log) + 1))
+    messages = (await api.http.get(f"/v1/threads/{thread_id}/messages")).json()["messages"]
+    said = "".join(f"tok{number} " for number in range(TOKENS))
+    assert [message["content"] for message in messages if message["role"] == "assistant"] == [said]
+    for viewer in viewers:
+        assert b"\n".join(viewer.events) == b"\n".join(log)
+        deltas = [msgspec.json.decode(wire)["data"]["delta"] for wire in viewer.events if b'"message_delta"' in wire]
+        assert "".join(deltas) == said
