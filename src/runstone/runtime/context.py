@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -24,19 +25,24 @@ from runstone.limits import (
     INPUT_BYTES_MAX,
     KEY_CHARS_MAX,
     MESSAGE_BYTES_MAX,
+    MODEL_CHARS_MAX,
     NAME_CHARS_MAX,
     OUTPUT_BYTES_MAX,
     TITLE_CHARS_MAX,
+    TOKENS_MAX,
 )
 from runstone.log import Outbox
 from runstone.messages import MessageFold, text_of
 from runstone.resources import Action as ActionResource
+from runstone.resources import Listing
 from runstone.resources import Message as MessageResource
 from runstone.store import RunRow
 from runstone.values import Json
 from runstone.views import ListQuery, Rows
 
 _current: ContextVar[Run | None] = ContextVar("runstone.run", default=None)
+
+T = TypeVar("T")
 
 HISTORY_MAX = 1_000  # messages, and actions, that `history` returns at most: the newest
 
@@ -64,7 +70,7 @@ class Run:
         self._thought: Message | None = None  # opened by `think`; the next message of the run continues it
         self.state = State(self)
         self.stop_reason: PartialReason = "error"  # why what is open when the agent is stopped stays partial
-        self.said = False  # whether the run wrote any message
+        self.said = False  # whether the run wrote any message; thoughts alone are none
 
     @staticmethod
     def current() -> Run | None:
@@ -116,6 +122,7 @@ class Run:
     @asynccontextmanager
     async def message(self, *, metadata: dict[str, Json] | None = None) -> AsyncIterator[Message]:
         """A message; it exists from the moment of entry, and is complete on exit, partial after an error."""
+        self.said = True
         message = await self._continue(metadata)
         try:
             yield message
@@ -164,7 +171,7 @@ class Run:
         except asyncio.CancelledError:
             await self._outbox.write(self._draft(action.completed("interrupted"), private=private))
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # one that leaves a task would take the whole process along
             failure = _tool_error(error)
             action.fail(failure)
             await self._outbox.append(self._draft(action.completed("error"), private=private))
@@ -189,6 +196,13 @@ class Run:
         raw: Json = None,
     ) -> None:
         """What one model call used; buffered. `raw` is the provider's own record, kept as it came."""
+        _bounded("model", model, MODEL_CHARS_MAX)
+        _counted("input_tokens", input_tokens)
+        _counted("output_tokens", output_tokens)
+        _counted("cached_input_tokens", cached_input_tokens or 0)
+        _counted("reasoning_tokens", reasoning_tokens or 0)
+        if cost is not None and not math.isfinite(cost):
+            raise Invalid.at("cost", "must be a finite number")
         data = e.Usage(
             provider=UNSET if provider is None else provider,
             model=model,
@@ -209,17 +223,7 @@ class Run:
         """The newest messages and actions before this run, the same in every attempt; `limit` counts each."""
         if not 1 <= limit <= HISTORY_MAX:
             raise Invalid.at("limit", f"must be between 1 and {HISTORY_MAX}")
-        query = ListQuery(limit=limit, descending=True, thread_id=self.thread_id, before_seq=self._row.first_seq)
-        messages: list[MessageResource] = []
-        while len(messages) < limit:
-            page = await self._rows.messages(self.user, query)
-            messages += page.items
-            if page.next_cursor is None:
-                break
-            query = msgspec.structs.replace(query, cursor=page.next_cursor, limit=limit - len(messages))
-        query = ListQuery(limit=limit, descending=True, thread_id=self.thread_id, before_seq=self._row.first_seq)
-        actions = await self._rows.actions(self.user, query)
-        return History(messages[::-1], actions.items[::-1])
+        return History(await self._newest(self._rows.messages, limit), await self._newest(self._rows.actions, limit))
 
     # --- for the rest of the runtime ----------------------------------------------------------------------
 
@@ -227,6 +231,17 @@ class Run:
         """Closes what is open after a normal return."""
         for message in list(self._open):
             await message.close(None)
+
+    async def _newest(self, read: Callable[[str, ListQuery], Awaitable[Listing[T]]], limit: int) -> list[T]:
+        """What a list has of before this run, its newest `limit`, oldest first; a page is bounded in bytes too."""
+        query = ListQuery(limit=limit, descending=True, thread_id=self.thread_id, before_seq=self._row.first_seq)
+        found: list[T] = []
+        while True:
+            page = await read(self.user, query)
+            found += page.items
+            if page.next_cursor is None or len(found) >= limit:
+                return found[::-1]
+            query = msgspec.structs.replace(query, cursor=page.next_cursor, limit=limit - len(found))
 
     def _draft(
         self,
@@ -251,7 +266,6 @@ class Run:
         message = Message(self)
         started = e.MessageStarted(message_id=message.message_id, role="assistant")
         self._open.append(message)
-        self.said = True
         await self._outbox.append(self._draft(started, metadata=None if metadata is None else values.raw(metadata)))
         return message
 
@@ -373,8 +387,9 @@ class Action:
 
     async def write(self, delta: str) -> None:
         """Live output; buffered."""
+        delta = values.mend(delta)
         for start in range(0, len(delta) or 1, e.DELTA_CHARS_MAX):
-            data = e.ToolOutput(action_id=self.action_id, delta=values.mend(delta[start : start + e.DELTA_CHARS_MAX]))
+            data = e.ToolOutput(action_id=self.action_id, delta=delta[start : start + e.DELTA_CHARS_MAX])
             await self._run._outbox.write(self._run._draft(data, private=self._private))
 
     def complete(self, output: Json) -> None:
@@ -441,7 +456,7 @@ def deadline_of(clock: Clock, timeout_s: float) -> datetime:
     return to_datetime(clock.now_us()) + timedelta(seconds=timeout_s)
 
 
-def _tool_error(error: Exception) -> ToolError:
+def _tool_error(error: BaseException) -> ToolError:
     if isinstance(error, ToolError):
         return error
     return ToolError(type(error).__name__, values.mend(str(error))[:ERROR_CHARS_MAX])
@@ -450,6 +465,11 @@ def _tool_error(error: Exception) -> ToolError:
 def _bounded(what: str, text: str, chars_max: int) -> None:
     if not 1 <= len(text) <= chars_max:
         raise Invalid.at(what, f"must be text of 1 to {chars_max} characters")
+
+
+def _counted(what: str, count: object) -> None:
+    if not isinstance(count, int) or not 0 <= count <= TOKENS_MAX:
+        raise Invalid.at(what, f"must be a whole number from 0 to {TOKENS_MAX}")
 
 
 def _sized(what: str, value: object) -> Raw:

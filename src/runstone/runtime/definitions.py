@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, cast, get_origin, is_typeddict
 from pydantic import (
     BaseModel,
     ConfigDict,
-    PydanticSchemaGenerationError,
+    PydanticUserError,
     TypeAdapter,
     ValidationError,
     create_model,
@@ -26,6 +26,7 @@ from runstone.values import Json
 AgentFunction: TypeAlias = "Callable[..., Awaitable[Any] | AsyncIterator[str]]"
 
 TIMEOUT_S = 3600.0  # of a run: running time, over all attempts
+TIMEOUT_S_MAX = 366 * 86_400.0  # a year: every run has a deadline that a calendar can show
 MAX_ATTEMPTS = 3
 _NAME = re.compile(rf"[A-Za-z_][A-Za-z0-9_.\-]{{0,{NAME_CHARS_MAX - 1}}}")
 
@@ -69,7 +70,6 @@ class Parameters:
                 raise BadConfig(f"agent {name}: the parameter {parameter} has no name", remedy="Name the parameters.")
         self._names = [parameter.name for parameter in taken[1:]]
         annotations = [Any if p.annotation is p.empty else p.annotation for p in taken[1:]]
-        self._whole = len(annotations) == 1 and _takes_object(annotations[0])
         fields: dict[str, Any] = {
             parameter.name: (annotation, ... if parameter.default is parameter.empty else parameter.default)
             for parameter, annotation in zip(taken[1:], annotations, strict=True)
@@ -77,11 +77,12 @@ class Parameters:
         config = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
         try:
             self._model = create_model(name, __config__=config, **fields)
-        except (PydanticSchemaGenerationError, NameError) as error:
+            self._whole = len(annotations) == 1 and _takes_object(annotations[0])
+            self._adapter = TypeAdapter(annotations[0]) if self._whole else None
+        except (PydanticUserError, NameError) as error:
             raise BadConfig(
                 f"agent {name}: {error}", remedy="Annotate parameters with types that JSON can be read into."
             ) from None
-        self._adapter = TypeAdapter(annotations[0]) if self._whole else None
 
     def schema(self) -> dict[str, Json]:
         schema = self._adapter.json_schema() if self._adapter is not None else self._model.model_json_schema()
@@ -151,8 +152,10 @@ def define_agent(
             f"agent {agent_name} is not async",
             remedy="Write async def; call blocking code through a sync @app.tool.",
         )
-    if not timeout_s > 0 or max_attempts < 1:
-        raise BadConfig(f"agent {agent_name}: timeout_s must be above 0 and max_attempts at least 1.")
+    if not 0 < timeout_s <= TIMEOUT_S_MAX or max_attempts < 1:
+        raise BadConfig(
+            f"agent {agent_name}: timeout_s must be above 0 and at most {TIMEOUT_S_MAX:.0f}, max_attempts at least 1."
+        )
     return AgentDefinition(
         name=agent_name,
         function=function,

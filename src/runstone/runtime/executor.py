@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
 import structlog
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic_core import to_jsonable_python
 
 from runstone import values
 from runstone.clock import Clock
@@ -16,7 +17,7 @@ from runstone.commands import CANCEL_DEADLINE_S, Cancelled, Completed, Failed, O
 from runstone.errors import AgentError, Invalid, OutputTooLarge, RunstoneError, StaleAttempt, StoreFailed
 from runstone.ids import new_id
 from runstone.limits import ERROR_CHARS_MAX, OUTPUT_BYTES_MAX
-from runstone.log import Log
+from runstone.log import Log, Outbox
 from runstone.metrics import Metrics
 from runstone.runtime.context import Entered, Run, deadline_of
 from runstone.runtime.definitions import AgentDefinition
@@ -42,17 +43,10 @@ class Executor:
 
     async def execute(self, agent: AgentDefinition, row: RunRow) -> None:
         outbox = self._log.outbox(row)
-        prompt = await self._prompt(row)
-        run = Run(row, outbox, self._log.rows, self._clock, deadline_of(self._clock, row.timeout_s), prompt)
-        task = self._tasks.start(_tried(self._call(agent, run, row)), row.run_id)
-        running = self._registry.register(row.run_id, task, self._clock.monotonic())
-        outbox.on_failure = lambda _failure: _stop(running, "fenced")
         try:
-            await self._supervise(running, run, row)
-            if running.stop_reason not in {"shutdown", "fenced"}:
-                await self._end(running, row, self._outcome(running, row))
-            elif running.stop_reason == "shutdown":
-                await outbox.flush()
+            prompt = await self._prompt(row)
+            run = Run(row, outbox, self._log.rows, self._clock, deadline_of(self._clock, row.timeout_s), prompt)
+            await self._run(agent, run, row, outbox)
         except StaleAttempt as stale:
             logger.info("a run ended without its attempt", run=row.run_id, detail=stale.detail)
         except StoreFailed:
@@ -62,6 +56,20 @@ class Executor:
             await self._log.append(end_run(row.run_id, self._failed(error, row), attempt=None))
         finally:
             outbox.close()
+
+    async def _run(self, agent: AgentDefinition, run: Run, row: RunRow, outbox: Outbox) -> None:
+        task = self._tasks.start(_tried(self._call(agent, run, row)), row.run_id)
+        running = self._registry.register(row.run_id, task, self._clock.monotonic())
+        outbox.on_failure = lambda _failure: _stop(running, "fenced")
+        try:
+            await self._supervise(running, run, row)
+            if running.stop_reason == "shutdown":
+                await outbox.flush()
+            elif running.stop_reason != "fenced":
+                await self._end(running, row, self._outcome(running, row))
+            elif outbox.failure is not None and not isinstance(outbox.failure, StaleAttempt | StoreFailed):
+                raise outbox.failure  # what it said could not be stored, and nobody else will end it
+        finally:
             if not task.done():
                 task.cancel()
             self._registry.complete(row.run_id, self._clock.monotonic())
@@ -123,7 +131,7 @@ class Executor:
             encoded = values.encode(to_jsonable_python(result, inf_nan_mode="constants"))
             if len(encoded) > OUTPUT_BYTES_MAX:
                 raise OutputTooLarge(f"The output is {len(encoded)} bytes; the most is {OUTPUT_BYTES_MAX}.")
-        except (PydanticSerializationError, Invalid) as error:
+        except (ValueError, Invalid) as error:
             return Failed("TypeError", f"The agent returned what is not JSON: {error}")
         except OutputTooLarge as error:
             return Failed("OutputTooLarge", error.detail)
@@ -161,16 +169,21 @@ class _Raised(msgspec.Struct, frozen=True):
 
 
 async def _tried(call: Coroutine[Any, Any, object]) -> _Returned | _Raised:
-    """What the agent returned or raised, as a value: an agent's error is the run's, not the server's."""
+    """What the agent returned or raised, as a value: an agent's error is the run's, not the server's.
+
+    Also what is no Exception, like that of sys.exit(); but a cancel passes through, and so does Ctrl-C.
+    """
     try:
         return _Returned(await call)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - and sys.exit() in an agent ends its run alone
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # noqa: BLE001 - it is told as the run's end
         return _Raised(error)
 
 
-async def _say_all(run: Run, words: AsyncIterator[str]) -> str | None:
+async def _say_all(run: Run, words: AsyncGenerator[str]) -> str | None:
     """All that a generator yields is one message, and its text is the run's output."""
-    async with run.message() as message:
+    async with run.message() as message, aclosing(words):  # so that its own clean-up is done before the run ends
         async for word in words:
             await message.write(word)
     await run.close_open()

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial, update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
-from pydantic import PydanticSchemaGenerationError, TypeAdapter
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic import PydanticUserError, TypeAdapter
+from pydantic_core import to_jsonable_python
 
 from runstone import values
 from runstone.errors import BadConfig, Invalid, OutputTooLarge, TooLarge, ToolError
@@ -54,7 +54,7 @@ class Tool(Generic[P, R]):
             annotation = self._signature.return_annotation
             known = annotation is not inspect.Signature.empty
             self._result = TypeAdapter[Any](annotation if known else Any)
-        except (PydanticSchemaGenerationError, NameError) as error:
+        except (PydanticUserError, NameError) as error:
             raise BadConfig(
                 f"tool {self.name}: {error}",
                 remedy="Annotate the result with a type that JSON can be read into.",
@@ -89,14 +89,15 @@ class Tool(Generic[P, R]):
         return partial(self._function, *bound.args, **bound.kwargs)
 
     async def _call(self, call: Callable[[], Any]) -> Any:
+        timeout = asyncio.timeout(self._timeout_s)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with timeout:
                 if self._async:
                     return await call()
                 return await _in_thread(call)
         except TimeoutError:
-            if self._timeout_s is None:
-                raise
+            if not timeout.expired():
+                raise  # the tool's own
             raise ToolError("Timeout", f"{self.name} took longer than {self._timeout_s:g} s") from None
 
 
@@ -118,7 +119,7 @@ def _jsonable(value: object) -> Json:
     """What a call is recorded with; raises TooLarge, and Invalid for what is not JSON."""
     try:
         plain: Json = to_jsonable_python(value, inf_nan_mode="constants")
-    except PydanticSerializationError as error:
+    except ValueError as error:
         raise Invalid.at("input", str(error)) from None
     size = len(values.encode(plain))
     if size > INPUT_BYTES_MAX:
@@ -130,7 +131,7 @@ def _output(value: object) -> bytes:
     """What a call has returned, recorded; raises OutputTooLarge, and Invalid for what is not JSON."""
     try:
         encoded = values.encode(to_jsonable_python(value, inf_nan_mode="constants"))
-    except PydanticSerializationError as error:
+    except ValueError as error:
         raise Invalid.at("output", str(error)) from None
     if len(encoded) > OUTPUT_BYTES_MAX:
         raise OutputTooLarge(f"The output is {len(encoded)} bytes; the most is {OUTPUT_BYTES_MAX}.")
