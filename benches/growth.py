@@ -108,12 +108,8 @@ def grow(source: Path, target: Path, threads: int) -> list[str]:
     db = apsw.Connection(str(target))
     db.execute("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode = delete; PRAGMA synchronous = off")
     db.execute("PRAGMA cache_size = -262144; PRAGMA foreign_keys = off")
-    ids = [
-        row[0]
-        for row in db.execute(
-            "SELECT thread_id FROM threads UNION SELECT run_id FROM runs UNION SELECT message_id FROM messages"
-        )
-    ]
+    tables = ("thread_id FROM threads", "run_id FROM runs", "message_id FROM messages")
+    ids = [row[0] for table in tables for row in db.execute(f"SELECT {table}")]
     digits = ids[0][4:12]
     assert all(name[4:12] == digits for name in ids), "ids made within a minute begin alike"
     events = db.execute("SELECT max(pos) FROM events").get

@@ -25,6 +25,7 @@ class Process:
 
     def __init__(self, arguments: list[str], log: Path, **environment: str) -> None:
         self.log = log
+        self._arguments = arguments
         started = time.monotonic()
         with log.open("a") as output:
             self._child = subprocess.Popen(
@@ -53,7 +54,7 @@ class Process:
                 if not line:
                     break
         self.kill()
-        raise RuntimeError(f"{arguments} did not start:\n{self.log.read_text()[-4000:]}")
+        raise RuntimeError(f"{self._arguments} did not start:\n{self.log.read_text()[-4000:]}")
 
     def kill(self) -> None:
         self._end(signal.SIGKILL)
