@@ -131,8 +131,8 @@ def grow(source: Path, target: Path, threads: int) -> list[str]:
             values = [changed.get(name, "{0}").format(name) for name in columns]
             db.execute(
                 f"WITH RECURSIVE copies (k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM copies LIMIT {threads - 1}) "
-                f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(values)} FROM copies CROSS JOIN {table} AS one "
-                f"WHERE one.rowid <= {events if table == 'events' else 1}"
+                f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(values)} "
+                f"FROM copies CROSS JOIN {table} AS one WHERE one.rowid <= {events if table == 'events' else 1}"
             )
     made = [row[0] for row in db.execute("SELECT thread_id FROM threads")]
     db.close()
