@@ -42,6 +42,7 @@ KEEP_ALIVE_S = 75  # longer than the 60 s for which proxies keep idle connection
 PIPELINE_REQUESTS_MAX = 16  # sent ahead of their answers; no client in use sends more than one
 CLIENT_MESSAGE_BYTES_MAX = 128 * KIB  # over 64 KiB is told 4413 in peace; over this, 1009
 CLOSE_TIMEOUT_S = 2.0  # for a client to say goodbye too; its cursor is good without it
+KERNEL_UNSENT_BYTES = 128 * KIB  # in the kernel beyond what is on its way; what others found enough for a full pipe
 PEER_TIMEOUT_MS = 30_000  # for a peer to acknowledge anything; three times the send deadline
 
 # --- the server: the steps of a shutdown add up to its 25 s ---------------------------------------------
@@ -541,7 +542,7 @@ class Server:
         listener = await loop.create_server(connect, self._host, self._port, backlog=BACKLOG)
         try:
             for listening in listener.sockets:
-                _give_up_dead_peers(listening)
+                _bound_sockets(listening)
             if self._ready is not None:
                 self._ready(*listener.sockets[0].getsockname()[:2])
             await self._until_stopped(loop, lifespan, state)
@@ -618,10 +619,16 @@ class Server:
                 loop.remove_signal_handler(number)
 
 
-def _give_up_dead_peers(listening: socket.socket) -> None:
-    """For all it accepts: a peer that acknowledges nothing, or keeps its window shut, ends in an error."""
+def _bound_sockets(listening: socket.socket) -> None:
+    """For all it accepts: a peer that acknowledges nothing, or keeps its window shut, ends in an error.
+
+    And the kernel keeps little that is not on its way yet. Else it takes megabytes for each reader, and asks for
+    more only when a third of that is gone: one that reads slowly would look like one that does not read.
+    """
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; elsewhere the kernel's own 10 to 15 minutes hold
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_TIMEOUT_MS)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_UNSENT_BYTES)
 
 
 def event_loop_factory() -> asyncio.AbstractEventLoop:

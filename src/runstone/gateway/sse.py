@@ -65,8 +65,8 @@ class EventStream(Response):
                     out = _Out(send, connection_of(scope), shared)
                     await self._stream(tail, wake, gone, out)
                     await out.end()
-                except (OSError, TimeoutError):
-                    pass  # the client is gone, or reads nothing; its cursor is still good
+                except (OSError, TimeoutError):  # the client is gone, or reads nothing; its cursor is still good
+                    await asyncio.wait({gone}, timeout=1)  # the server is told in its next turn, and logs nothing
                 finally:
                     gone.cancel()
 

@@ -1,0 +1,215 @@
+"""A slow reader costs a cursor, not a buffer; one that reads nothing is cut off; nobody else notices either."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import socket as sockets
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx2
+import msgspec
+import pytest
+from websockets.asyncio.client import connect
+
+from tests.support.live import Live, live
+from tests.support.server import ServerProcess
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+SEND_DEADLINE_S = 1.0
+SOON_S = 30.0
+STALLED = 40  # half of them over SSE
+RUNS = 16
+TEXT_BYTES = 600_000
+RECEIVE_BUFFER_BYTES = 64 * 1024
+MIB = 1024 * 1024
+GROWTH_BYTES_MAX = 100 * MIB  # of the server, while 40 readers are owed 28 MiB each
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    process = ServerProcess(tmp_path_factory.mktemp("slow"))
+    process.start(RUNSTONE_SEND_DEADLINE_S=str(SEND_DEADLINE_S))
+    yield process
+    process.kill()
+    log = process.log.read_text()
+    assert "Traceback" not in log
+    assert "ASGI" not in log
+
+
+@pytest.fixture
+async def api(serving: ServerProcess) -> AsyncIterator[Live]:
+    async with live(serving) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def large_thread() -> list[str]:
+    return []  # its id, once there is one
+
+
+async def large(api: Live, kept: list[str]) -> str:
+    """A thread of some 28 MiB."""
+    if not kept:
+        thread_id = await api.thread()
+        for number in range(RUNS):
+            await api.finished("echo", chr(ord("a") + number) * TEXT_BYTES, thread_id)
+        kept.append(thread_id)
+    return kept[0]
+
+
+def small_socket(port: int) -> sockets.socket:
+    """A connection whose kernel holds little for a reader that does not read."""
+    made = sockets.socket()
+    made.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+    made.connect(("127.0.0.1", port))
+    made.setblocking(False)
+    return made
+
+
+async def stall(port: int, thread_id: str, *, sse: bool) -> sockets.socket:
+    """Asks for everything and reads nothing of it."""
+    loop = asyncio.get_running_loop()
+    made = small_socket(port)
+    head = f"Host: 127.0.0.1:{port}\r\n"
+    if sse:
+        request = f"GET /v1/threads/{thread_id}/events HTTP/1.1\r\n{head}Accept: text/event-stream\r\n\r\n".encode()
+    else:
+        upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        key = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+        frame = json.dumps({"op": "subscribe", "id": 1, "thread_id": thread_id}).encode()
+        masked = bytes([0x81, 0x80 | len(frame), 0, 0, 0, 0]) + frame  # masked with zeros
+        request = f"GET /v1/ws HTTP/1.1\r\n{head}{upgrade}{key}\r\n".encode() + masked
+    await loop.sock_sendall(made, request)
+    return made
+
+
+async def metric(api: Live, name: str) -> float:
+    text = (await api.http.get("/metrics")).text
+    found = re.search(rf"^{re.escape(name)} ([0-9.e+-]+)$", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def resident_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        pytest.skip("this machine does not tell how much memory a process has")
+    found = re.search(r"VmRSS:\s+(\d+) kB", status.read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+async def read_all(api: Live, thread_id: str, head: int) -> list[bytes]:
+    """A reader in good health."""
+    found: list[bytes] = []
+    async with connect(api.socket_url) as socket:
+        await socket.send(json.dumps({"op": "subscribe", "id": 1, "thread_id": thread_id}))
+        async for text in socket:
+            frame = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+            if bytes(frame["op"])[1:-1] == b"events":
+                found += map(bytes, msgspec.json.decode(frame["events"], type=list[msgspec.Raw]))
+            if len(found) == head:
+                return found
+    raise AssertionError("the server closed a reader in good health")
+
+
+async def test_readers_that_read_nothing_are_cut_off_in_bounded_memory_while_others_go_on(
+    api: Live, serving: ServerProcess, large_thread: list[str]
+) -> None:
+    thread_id = await large(api, large_thread)
+    log = await api.log(thread_id)
+    assert await read_all(api, thread_id, len(log)) == log
+    before = resident_bytes(serving.pid)
+    aborted = await metric(api, "runstone_connections_aborted_total")
+    stalled = [await stall(serving.port, thread_id, sse=number % 2 == 0) for number in range(STALLED)]
+    highest = before
+    try:
+        reading = asyncio.create_task(read_all(api, thread_id, len(log)))
+        async with asyncio.timeout(SOON_S):
+            while await metric(api, "runstone_connections_aborted_total") < aborted + STALLED:
+                highest = max(highest, resident_bytes(serving.pid))
+            assert await reading == log
+            while await metric(api, 'runstone_connections{protocol="ws"}') + await metric(
+                api, 'runstone_connections{protocol="sse"}'
+            ):
+                pass
+        for one in stalled:
+            await ended(one)
+    finally:
+        for one in stalled:
+            one.close()
+    assert highest - before < GROWTH_BYTES_MAX, f"grew by {(highest - before) / MIB:.0f} MiB"
+
+
+async def ended(one: sockets.socket) -> None:
+    """What was on its way may be read, then there is a reset or an end, and not everything."""
+    loop = asyncio.get_running_loop()
+    received = 0
+    with contextlib.suppress(ConnectionError):
+        while piece := await asyncio.wait_for(loop.sock_recv(one, MIB), SOON_S):
+            received += len(piece)
+    assert received < RUNS * TEXT_BYTES
+
+
+async def test_a_reader_that_reads_slowly_over_sse_gets_everything(api: Live, large_thread: list[str]) -> None:
+    thread_id = await large(api, large_thread)
+    log = await api.log(thread_id)
+    after = _late(log)
+    transport = httpx2.AsyncHTTPTransport(
+        socket_options=[(sockets.SOL_SOCKET, sockets.SO_RCVBUF, RECEIVE_BUFFER_BYTES)]
+    )
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    received = bytearray()
+    async with (
+        asyncio.timeout(SOON_S),
+        httpx2.AsyncClient(base_url=api.http.base_url, transport=transport) as client,
+        client.stream(
+            "GET",
+            f"/v1/threads/{thread_id}/events",
+            params={"after": after},
+            headers={"accept": "text/event-stream"},
+        ) as response,
+    ):
+        async for chunk in response.aiter_raw():
+            received += chunk
+            if b"event: caught_up" in received[-200:]:
+                break
+            await asyncio.sleep(SEND_DEADLINE_S / 20)
+    assert loop.time() - began > 3 * SEND_DEADLINE_S
+    expected = b"".join(b"id: %d\ndata: %b\n\n" % (after + at, wire) for at, wire in enumerate(log[after:], start=1))
+    assert bytes(received).startswith(expected)
+
+
+async def test_a_reader_that_reads_slowly_over_a_websocket_gets_everything(api: Live, large_thread: list[str]) -> None:
+    thread_id = await large(api, large_thread)
+    log = await api.log(thread_id)
+    after = _late(log)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    found: list[bytes] = []
+    port = int(str(api.http.base_url).rpartition(":")[2].strip("/"))
+    async with asyncio.timeout(SOON_S), connect(api.socket_url, sock=small_socket(port), max_queue=1) as socket:
+        await socket.send(json.dumps({"op": "subscribe", "id": 1, "thread_id": thread_id, "after": after}))
+        async for text in socket:
+            frame = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+            if bytes(frame["op"]) == b'"caught_up"':
+                break
+            found += map(bytes, msgspec.json.decode(frame.get("events", b"[]"), type=list[msgspec.Raw]))
+            await asyncio.sleep(SEND_DEADLINE_S / 3)
+    assert loop.time() - began > 3 * SEND_DEADLINE_S
+    assert found == log[after:]
+
+
+def _late(log: list[bytes]) -> int:
+    """A cursor with some 5 MiB after it."""
+    left = 5 * MIB
+    for at in range(len(log) - 1, 0, -1):
+        left -= len(log[at])
+        if left < 0:
+            return at
+    return 0
