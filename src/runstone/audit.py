@@ -62,6 +62,11 @@ class Audit(Protocol):
     @property
     def generation(self) -> str | None: ...
 
+    @property
+    def delays_commits(self) -> bool:
+        """Whether a commit has to wait for the end of a read."""
+        ...
+
     def structure(self, hold_s: float | None) -> Iterator[Structure]:
         """The engine's own checks, one by one; one that would hold the file longer than `hold_s` is given up."""
         ...

@@ -80,6 +80,7 @@ async def late(run: Run) -> None:
 @app.agent
 async def holds(run: Run) -> None:
     """Is in the middle of a message and of an action until it is stopped."""
+    await run.say("I hold.")
     async with run.message() as message:
         await message.write("half a ")
         await run.flush()

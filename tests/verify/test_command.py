@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -11,9 +12,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from typer.testing import CliRunner
 
 from runstone.cli import app
+from runstone.clock import SystemClock
 from tests.verify.conftest import Store
 
 TIMEOUT_S = 60
@@ -129,16 +132,19 @@ def test_a_file_that_is_no_database_is_refused_without_a_traceback(tmp_path: Pat
     assert "Traceback" not in done.stderr
 
 
+def _fill_many(store: Store) -> None:
+    """A table so large that a check of it looks at the clock more than once."""
+    store.sql("CREATE TABLE many (x)")
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000)"
+    store.sql(f"INSERT INTO many {numbers} SELECT i FROM n")
+
+
 def test_a_check_that_would_hold_the_file_too_long_is_left_out_and_said_so(store: Store) -> None:
     done = command("--store", store.url, "--hold-s", "0.0000001", "--json")
     last = json.loads(done.stdout.splitlines()[-1])["checked"]
     # what is over before the first look at the clock is not left out
     assert len(last["structure"]) + len(last["left_out"]) == 15 + 1
-    store.sql("CREATE TABLE many (x)")
-    store.sql(
-        "INSERT INTO many WITH RECURSIVE n(i) AS "
-        "(SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000) SELECT i FROM n"
-    )
+    _fill_many(store)
     done = command("--store", store.url, "--hold-s", "0.0000001")
     assert "left out   quick_check of many: it would hold the file longer than 1e-07 s" in done.stdout
     assert "left out" not in command("--store", store.url, "--hold-s", "0").stdout
@@ -166,3 +172,15 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is(store: Store) -> None:
     assert "All is as promised" in out
     events = store.sql("SELECT count(*) FROM events")[0][0]
     assert re.search(rf"events .*{events}/{events}", shown.decode(), re.DOTALL)
+
+
+@pytest.mark.parametrize(("mode", "bound_s"), [("wal", "5"), ("delete", "0.5")])
+def test_where_commits_wait_for_readers_a_check_holds_the_file_for_less(
+    store: Store, monkeypatch: pytest.MonkeyPatch, mode: str, bound_s: str
+) -> None:
+    store.sql(f"PRAGMA journal_mode = {mode}")
+    _fill_many(store)
+    ticks = itertools.count(0.0, float(bound_s) / 2 + 0.01)  # each look at the clock finds half of the bound gone
+    monkeypatch.setattr(SystemClock, "monotonic", lambda _clock: next(ticks))
+    out = command("--store", f"{store.url}?journal_mode={mode}").stdout
+    assert f"left out   quick_check of many: it would hold the file longer than {bound_s} s" in out

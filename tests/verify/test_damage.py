@@ -442,11 +442,12 @@ CHANGES = {
     ],
     "state": ["value = x'30'", "public = 0", "seq = 99", "user_id = 'mallory'"],
 }
+SAID = "status = 'completed' AND run_id = (SELECT run_id FROM runs WHERE status = 'running')"
 # rows that are in the middle of the healthy store, and others that are unfinished at its end
 WHICH = {
     "threads": ["key = 'thread-1'"],
     "runs": ["agent = 'busy'", "status = 'running'", "status = 'queued'"],
-    "messages": ["role = 'assistant' AND metadata = CAST('{\"tone\":\"calm\"}' AS BLOB)", "status = 'streaming'"],
+    "messages": ["role = 'assistant' AND metadata = CAST('{\"tone\":\"calm\"}' AS BLOB)", "status = 'streaming'", SAID],
     "actions": ["tool = 'look_up'", "status = 'pending'"],
     "state": ["key = 'plan'"],
 }

@@ -55,14 +55,17 @@ class Large:
         left = events - 1
         while left > 0:
             drafts = [draft for _ in range(RUNS_A_COMMIT) for draft in _run()]
-            decision = Decision(appends=[(thread, drafts)])
-            self._commit(Command(need=Need(), decide=lambda _facts, decision=decision: decision))
+            self._commit(_writing(Decision(appends=[(thread, drafts)])))
             left -= len(drafts)
 
     def _commit(self, entry: Entry) -> Any:
         (outcome,) = self._writer.commit([entry]).outcomes
         assert not isinstance(outcome, RunstoneError), outcome
         return outcome
+
+
+def _writing(decision: Decision) -> Command:
+    return Command(need=Need(), decide=lambda _facts: decision)
 
 
 def _run() -> list[Draft]:

@@ -19,7 +19,8 @@ from runstone.errors import NotFound, RunstoneError
 from runstone.terminal import clean
 
 FINDINGS_SHOWN = 100  # more are counted
-HOLD_S = 5.0  # what a writer in delete mode waits for at most; it counts the store as failed after 30 s
+HOLD_S = 5.0  # in WAL no commit waits, but the log beside the file grows
+HOLD_DELAYING_S = 0.5  # a pause in people's streams
 LINE_EVERY_S = 10.0  # between two signs of life where there is no terminal
 
 
@@ -28,14 +29,14 @@ def check(
         str | None, typer.Option(help="The store's URL; default RUNSTONE_STORE, else sqlite:///.runstone/runstone.db.")
     ] = None,
     hold_s: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--hold-s",
             min=0,
-            help="Seconds that one check of SQLite's own may hold the file; one that takes longer is left out. "
-            "0: no bound, for a store that nobody serves.",
+            help="Seconds that one check of SQLite's own may hold the file, else it is left out; default 5, and 0.5 "
+            "in delete mode, where commits wait for it. 0: no bound, for a store that nobody serves.",
         ),
-    ] = HOLD_S,
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check every promise that a store can show. Reads only; a server may go on beside it.
@@ -48,6 +49,8 @@ def check(
         url = load({"store": store}, {}).store
         with server.audit(url) as audit, _progress(clock) as progress:
             started = clock.monotonic()
+            if hold_s is None:
+                hold_s = HOLD_DELAYING_S if audit.delays_commits else HOLD_S
             checked = verify.verify(audit, report.finding, progress, hold_s=hold_s or None)
         report.end(checked, clock.monotonic() - started)
     except NotFound as error:

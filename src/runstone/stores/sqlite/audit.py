@@ -94,6 +94,7 @@ class SqliteAudit:
         self.schema = f"{applied[-1].version} ({applied[-1].name})"
         with failing():
             self.generation: str | None = connection.execute("SELECT value FROM meta WHERE name = 'generation'").get
+            self.delays_commits = connection.pragma("journal_mode") != "wal"
 
     # --- the file ---------------------------------------------------------------------------------------
 
