@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import structlog
 
+from runstone.errors import StoreFailed
+
 logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
@@ -59,7 +61,8 @@ class Tasks:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a background task died", task=task.get_name(), exc_info=error)
+            if not isinstance(error, StoreFailed):  # the log says that once, and clearly
+                logger.error("a background task died", task=task.get_name(), exc_info=error)
             if self._on_crash is not None:
                 self._on_crash(error)
 

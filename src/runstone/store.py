@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import msgspec
 from msgspec import Raw
 
-from runstone.errors import RunstoneError
+from runstone.errors import RunstoneError, StoreFailed
 from runstone.events import Draft, Event, OnBusy, OnCrash
 from runstone.states import FINISHED, Status
 from runstone.views import Page, Rows, ThreadRef
@@ -152,8 +152,12 @@ class Store(Protocol):
       refused hurts only itself. A `StoreFailed` is for ever: the caller must stop acknowledging and showing.
     - `seq` is gapless per thread and `pos` per shard, in the order of commit.
     - Calls of `commit` are made one at a time, by the log.
-    - Reads are bounded pages, see only what is committed, and end before they return.
+    - Reads are bounded pages, see only what is committed, and end before they return. One that fails tells
+      `on_failure` before it raises StoreFailed, whoever asked: a disk that cannot be read fails like one that
+      cannot be written.
     """
+
+    on_failure: Callable[[StoreFailed], None]
 
     @property
     def generation(self) -> str:
@@ -167,7 +171,9 @@ class Store(Protocol):
         """Raises StoreLocked, StoreTooNew, StoreOutdated or BadConfig."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Lets go of everything, also where it raises StoreFailed. Safe twice, and before `open`."""
+        ...
 
     async def commit(self, batch: Sequence[Entry]) -> Committed: ...
 

@@ -36,6 +36,7 @@ class Log:
 
     def __init__(self, store: Store, broker: Broker, clock: Clock, metrics: Metrics) -> None:
         self._store = store
+        store.on_failure = self._fail
         self._broker = broker
         self._clock = clock
         self._metrics = metrics
@@ -75,7 +76,10 @@ class Log:
             await self._idle.wait()
         await self._tasks.stop()
         await self._broker.close()
-        await self._store.close()
+        try:
+            await self._store.close()
+        except StoreFailed as failure:
+            self._fail(failure)
 
     def listen(self, listener: Callable[[Hint], None]) -> None:
         """Every hint that is not about events goes to the listener: work, cancel."""
@@ -289,11 +293,7 @@ class Log:
         threads = list(self._watched)
         for start in range(0, len(threads), PAGE_ROWS_MAX):
             some = threads[start : start + PAGE_ROWS_MAX]
-            try:
-                heads = await self._store.heads(some)
-            except StoreFailed as failure:
-                self._fail(failure)
-                return
+            heads = await self._store.heads(some)
             for thread, head in zip(some, heads, strict=True):
                 for tail in self._watched.get(thread, ()):
                     tail.hinted(head)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Concatenate, ParamSpec, TypeVar
 
 from runstone.clock import Clock
+from runstone.errors import StoreFailed
 from runstone.ids import new_id
 from runstone.resources import Action, Listing, Message, Run, Thread
 from runstone.store import Committed, Entry, RunRow
@@ -39,6 +40,7 @@ class SqliteStore:
         self._writer: Writer | None = None
         self._readers: list[Reader] = []
         self.generation = ""
+        self.on_failure: Callable[[StoreFailed], None] = lambda failure: None
         self.rows = SqliteRows(self)
 
     async def open(self) -> None:
@@ -64,18 +66,23 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Safe twice, and before `open`."""
-        if self._writer is not None:
-            await self._in(self._writing, self._close)
-        self._reading.shutdown()
-        self._writing.shutdown()
+        try:
+            if self._writer is not None:
+                await self._in(self._writing, self._close)
+        finally:
+            self._reading.shutdown()
+            self._writing.shutdown()
 
     def _close(self) -> None:
         self._writer = None
         self._reading.shutdown()  # waits: a connection that is reading cannot be closed
-        for reader in self._readers:
-            reader.close()
-        self._connection.close()
-        self._lock.release()
+        try:
+            with failing():  # closing checkpoints, which a broken disk refuses
+                for reader in self._readers:
+                    reader.close()
+                self._connection.close()
+        finally:
+            self._lock.release()
 
     async def commit(self, batch: Sequence[Entry]) -> Committed:
         assert self._writer is not None, "the store is not open"
@@ -98,7 +105,11 @@ class SqliteStore:
 
     async def read(self, method: Callable[Concatenate[Reader, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """One read, in a reader thread, on that thread's own connection."""
-        return await self._in(self._reading, lambda: method(self._reader(), *args, **kwargs))
+        try:
+            return await self._in(self._reading, lambda: method(self._reader(), *args, **kwargs))
+        except StoreFailed as failure:
+            self.on_failure(failure)
+            raise
 
     def _reader(self) -> Reader:
         reader: Reader | None = getattr(self._local, "reader", None)
