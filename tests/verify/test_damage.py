@@ -262,6 +262,12 @@ def test_a_payload_that_is_not_that_of_its_type_is_found(store: Store, kind: str
     assert has(store.lines(), "payload: ", thread, f"seq {seq}", f"it is no {kind}")
 
 
+def test_an_integer_of_more_than_64_bits_is_found(store: Store) -> None:
+    thread, seq, pos, _ = store.event("custom")
+    store.change("UPDATE events SET payload = ? WHERE pos = ?", b'{"data":{"name":"x","value":%d}}' % 2**70, pos)
+    assert has(store.lines(), "payload: ", thread, f"seq {seq}")
+
+
 def test_parts_that_no_rule_can_fold_are_found(store: Store) -> None:
     thread, seq, pos, _ = store.event("user_message")
     payload = b'{"data":{"by":"local","message_id":"msg_1","parts":[{"type":"text"}]}}'

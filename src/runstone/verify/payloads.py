@@ -29,7 +29,7 @@ _deltas: dict[str, msgspec.json.Decoder[_Text] | msgspec.json.Decoder[_Reasoning
     "agent_thinking": msgspec.json.Decoder(_Reasoning),
 }
 _free = msgspec.json.Decoder(e.Payload)
-_encode = msgspec.json.Encoder(order="sorted").encode
+_encode = msgspec.json.Encoder(order="sorted").encode  # not the one that has written what is checked here
 
 DELTAS = frozenset(_deltas)
 
@@ -57,7 +57,9 @@ def draft(kind: str, payload: bytes) -> e.Draft:
 def canonical(payload: bytes) -> str | None:
     """What is wrong with the bytes of a JSON payload; None where they are the only ones that say the same."""
     try:
-        expected = values.encode(values.decode(payload))
+        value = values.decode(payload)
+        values.encode(value)  # refuses what is JSON and no value of ours
+        expected = _encode(value)
     except (*_NOT_JSON, Invalid) as error:
         return f"it is not canonical JSON: {error}"
     return None if expected == payload else f"expected the canonical bytes {quoted(expected)}, found {quoted(payload)}"
