@@ -127,17 +127,24 @@ async def stream(settings: dict[str, Any], peers: list[Peer], full: asyncio.Even
     await running
 
 
+def _row(number: int) -> tuple[Any, ...]:
+    return (number + 1, 1, number + 1, 1, 1, "local", "custom", time.time_ns() // 1000, 0, _PAYLOAD % (b"x", number))
+
+
 async def flood(settings: dict[str, Any], peers: list[Peer], full: asyncio.Event) -> None:
-    """The bytes of a file to every peer, again and again, a write each."""
+    """A commit, then the bytes of a file to every peer, a write each; again and again."""
+    call, thread = asyncio.get_running_loop().run_in_executor, ThreadPoolExecutor(1)
+    store = await call(thread, RawStore, Path(settings["folder"]) / "bare.db")
     data = (Path(settings["folder"]) / "flood.bin").read_bytes()
     await full.wait()
     await asyncio.sleep(0.3)
-    for _ in range(settings["count"]):
+    for number in range(settings["count"]):
+        rows = [_row(number * settings["events"] + index) for index in range(settings["events"])]
+        await call(thread, store.commit, rows)
         for peer in peers:
             if not peer.writable.is_set():
                 await peer.writable.wait()
             peer.transport.write(data)
-        await asyncio.sleep(0)
     for peer in peers:
         peer.transport.close()
     await asyncio.Event().wait()

@@ -110,10 +110,10 @@ async def measure(folder: Path, viewers: int, rounds: int, events: int) -> FanOu
 
 
 async def measure_bare(folder: Path, viewers: int, rounds: int, events: int, sample: bytes) -> FanOut:
-    """Raw sockets and the same bytes."""
+    """Raw commits and raw sockets, in the same turns, with the same bytes."""
     head = b"\x81\x7e" + len(sample).to_bytes(2)
     (folder / "flood.bin").write_bytes(head + sample)
-    with bare(folder, "flood", peers=viewers, count=rounds) as server:
+    with bare(folder, "flood", peers=viewers, count=rounds, events=events) as server:
         counters = [Counter("", bare=True) for _ in range(viewers)]
         await connect(server.port, counters)
         begin_ns = time.monotonic_ns() + 300_000_000

@@ -46,8 +46,10 @@ class Process:
     def _ready(self) -> int:
         assert self._child.stdout is not None
         deadline = time.monotonic() + START_S
+        ready = select.poll()  # select() knows only the first 1,024 files
+        ready.register(self._child.stdout, select.POLLIN | select.POLLHUP)
         while time.monotonic() < deadline:
-            if select.select([self._child.stdout], [], [], 0.1)[0]:
+            if ready.poll(100):
                 line = self._child.stdout.readline()
                 if found := re.search(r" at http://[^ ]+:(\d+)", line):
                     return int(found[1])
