@@ -95,8 +95,12 @@ def serve(config: Config, agents: Agents, *, ready: Callable[[str, int], None]) 
             remedy="Listen on 127.0.0.1, the default.",
         )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    with asyncio.Runner(loop_factory=event_loop_factory) as runner:
+    runner = asyncio.Runner(loop_factory=event_loop_factory)
+    try:
         runner.run(_serve(System(config, agents), config, ready))
+    finally:
+        if not asyncio.all_tasks(runner.get_loop()):
+            runner.close()  # which waits for every task, also for an agent that ignores its cancel
 
 
 async def _serve(system: System, config: Config, ready: Callable[[str, int], None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,8 @@ class Place:
 
     async def seen(self, run: RunHandle, type: str, count: int = 1) -> Event:
         """Waits until the run has said something of a type, as a viewer would."""
-        async with asyncio.timeout(WAIT_S):
-            async for event in run.events():
+        async with asyncio.timeout(WAIT_S), aclosing(run.events()) as events:
+            async for event in events:
                 if event.type == type:
                     count -= 1
                     if not count:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 from typing import Annotated
 
+import structlog
 import typer
 
 from runstone import failpoints, logs
 from runstone.app import Runstone
-from runstone.cli.session import fail, usage
+from runstone.cli.session import EXIT_FAILED, fail, usage
 from runstone.config import Config, load
 from runstone.errors import BadConfig, RunstoneError
 from runstone.server import serve as serve_system
@@ -25,6 +27,10 @@ Slots = Annotated[int | None, typer.Option(help="Runs under way at once; default
 Origins = Annotated[str | None, typer.Option(help="Exact origins, comma-separated, whose pages may send commands.")]
 Hosts = Annotated[str | None, typer.Option(help="Host names, comma-separated, that requests may ask for.")]
 Debug = Annotated[bool | None, typer.Option("--debug", help="Show the messages of all exceptions to clients.")]
+
+LEAVE_S = 2.0  # for threads and tasks to end by themselves once everything is closed
+
+logger = structlog.get_logger(__name__)
 
 DEMO_HINTS = """
 Try, in another terminal:
@@ -116,13 +122,29 @@ def _serve(app: Runstone, config: Config, hints: str) -> None:
             typer.echo(hints.format(runstone=_command(runstone)))
         sys.stdout.flush()
 
+    code = EXIT_FAILED
     try:
         serve_system(config, app.agents, ready=ready)
+        code = 0
     except OSError as error:
         raise BadConfig(
             f"{config.host}:{config.port} cannot be listened on: {error.strerror or error}.",
             remedy="Stop what listens there, or take another port with --port.",
         ) from None
+    finally:
+        _leave_within(LEAVE_S, code)
+
+
+def _leave_within(seconds: float, code: int) -> None:
+    """All is committed and closed: a tool that holds its thread, or an agent that does not stop, must not stay."""
+
+    def leave() -> None:
+        logger.warning("left while agents or their tools were still busy")
+        os._exit(code)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
 
 
 def _command(runstone: str) -> str:

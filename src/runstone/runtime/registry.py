@@ -34,6 +34,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._runs: dict[str, Running] = {}
+        self._stopping: StopReason | None = None  # for whoever comes now
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -52,6 +53,8 @@ class Registry:
         if known is not None and known.completed is None:
             raise ValueError(f"the run {run_id} is under way already")
         running = self._runs[run_id] = Running(run_id, task, now)
+        if self._stopping is not None:
+            running.stop(self._stopping)
         return running
 
     def get(self, run_id: str) -> Running | None:
@@ -61,6 +64,12 @@ class Registry:
         """Asks a run to stop; False if it is not here, was asked before, or has ended."""
         running = self._runs.get(run_id)
         return running is not None and running.stop("cancelled")
+
+    def stop_all(self, reason: StopReason) -> None:
+        """Asks every run to stop, and those that are registered from now on."""
+        self._stopping = reason
+        for running in self:
+            running.stop(reason)
 
     def complete(self, run_id: str, now: float) -> None:
         """The run has ended. It stays known while its task still runs: one that ignores cancels is watched."""

@@ -57,8 +57,7 @@ class Worker:
     async def stop(self) -> None:
         """Stops claiming, keeps what the runs have said, and lets go of them; safe twice."""
         await self._services.stop()
-        for running in self.registry:
-            running.stop("shutdown")
+        self.registry.stop_all("shutdown")
         await self._runs.wait()
         await self._executor.stop()
         self._watchdog.stop()
