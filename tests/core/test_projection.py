@@ -1,0 +1,81 @@
+"""What each event changes: as the table of states says, and only in tables that are derived from the log."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from runstone import events as e
+from runstone import projection, values
+from runstone.projection import ACTIVITY, KEYS, Place, Table, changes
+from runstone.states import TRANSITIONS
+from tests.core.test_events import filled
+
+PLACE = Place("thr_1", "alice", 7, 1_000)
+
+
+def draft(name: str) -> e.Draft:
+    return e.Draft(data=filled(e.TYPES[name], all_fields=True), run_id="run_1", attempt=1, content=b"[]")
+
+
+@pytest.mark.parametrize("name", e.TYPES)
+def test_every_event_changes_known_tables_by_their_keys(name: str) -> None:
+    for change in changes(draft(name), PLACE):
+        assert change.table in KEYS
+        assert len(change.key) == len(KEYS[change.table])
+        assert not set(change.columns) & set(KEYS[change.table])
+        assert (change.op == "delete") <= (not change.columns)
+
+
+@pytest.mark.parametrize("name", e.TYPES)
+def test_a_run_gets_the_status_that_the_table_of_states_says(name: str) -> None:
+    reached = {moves[name] for moves in TRANSITIONS.values() if name in moves}
+    said = {
+        change.columns["status"]
+        for change in changes(draft(name), PLACE)
+        if change.table == "runs" and "status" in change.columns
+    }
+    if name.startswith("approval_"):
+        assert said == set()  # nobody can ask yet
+    else:
+        assert said == reached
+
+
+@pytest.mark.parametrize("name", e.TYPES)
+def test_activity_moves_the_thread_and_its_run_to_the_front(name: str) -> None:
+    moved = {
+        change.table
+        for change in changes(draft(name), PLACE)
+        if change.op == "update" and change.columns.get("updated_at") == PLACE.time_us
+    }
+    if name == "user_message":
+        assert moved == {"threads"}
+    else:
+        assert moved == ({"threads", "runs"} if name in ACTIVITY else set())
+
+
+def test_deltas_change_no_row() -> None:
+    for name in ("message_delta", "agent_thinking", "message_part", "tool_output", "tool_input", "custom"):
+        assert changes(draft(name), PLACE) == []
+
+
+def test_every_table_has_its_keys() -> None:
+    assert set(KEYS) == set(get_args(Table))
+
+
+def test_text_in_rows_is_mended_as_it_is_in_events() -> None:
+    data = e.StateChanged(key="\ud800", value=values.raw("\udc00"))
+    _, insert = changes(e.Draft(data=data, run_id="run_1", attempt=1), PLACE)
+    assert insert.key == ("thr_1", "\ufffd")
+    assert insert.columns["value"] == '"\ufffd"'.encode()
+
+
+def test_a_null_deletes_a_state_key() -> None:
+    data = e.StateChanged(key="k", value=values.raw(None))
+    assert [change.op for change in changes(e.Draft(data=data, run_id="r", attempt=1), PLACE)] == ["delete"]
+
+
+def test_an_event_of_a_run_has_one() -> None:
+    with pytest.raises(AssertionError, match="event of a run"):
+        projection.changes(e.Draft(data=filled(e.AgentStarted, all_fields=True)), PLACE)
