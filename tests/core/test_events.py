@@ -46,7 +46,9 @@ def filled(kind: type[e.Data], *, all_fields: bool) -> e.Data:
 @pytest.mark.parametrize("extra", [{}, {"metadata": {"m": 1}}, {"raw": ["r"]}, {"metadata": {}, "raw": None}])
 def test_every_type_comes_back_as_it_was_stored(name: str, all_fields: bool, extra: dict[str, Any]) -> None:
     data = filled(e.TYPES[name], all_fields=all_fields)
-    draft = e.Draft(data=data, **{key: values.raw(value) for key, value in extra.items()})
+    draft = e.Draft(data=data)
+    for key, value in extra.items():
+        setattr(draft, key, values.raw(value))
     payload = draft.payload()
     assert draft.type == name
     found = e.data_of(name, payload)
