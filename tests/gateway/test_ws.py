@@ -360,6 +360,16 @@ async def test_text_that_is_not_utf_8_is_1007_and_no_traceback(api: Live, servin
     assert "Traceback" not in serving.log.read_text()
 
 
+async def test_no_frame_right_behind_the_handshake_is_400_and_no_traceback(api: Live, serving: ServerProcess) -> None:
+    head = f"GET /v1/ws HTTP/1.1\r\nHost: 127.0.0.1:{serving.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+    writer.write((head + key).encode() + b"\xff\xff\xff\xff")
+    assert (await asyncio.wait_for(reader.read(), SOON_S)).startswith(b"HTTP/1.1 400 ")
+    writer.close()
+    assert "Traceback" not in serving.log.read_text()
+
+
 async def test_one_subscription_too_many_is_4429(api: Live) -> None:
     threads = await asyncio.gather(*(api.thread() for _ in range(101)))
     async with opened(api) as socket:

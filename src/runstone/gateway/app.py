@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any
+from typing import Literal
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
-from starlette.routing import WebSocketRoute, compile_path
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from runstone import metrics as metrics_module
@@ -24,13 +22,15 @@ from runstone.errors import NotFound, RunstoneError, StoreFailed
 from runstone.gateway.bodies import invalid
 from runstone.gateway.frames import RecentFrames
 from runstone.gateway.gate import USER_KEY, Gate
+from runstone.gateway.openapi import document
 from runstone.gateway.problems import of_status, problem, unexpected
-from runstone.gateway.rest import SCHEMAS, Routes
+from runstone.gateway.rest import Routes
 from runstone.gateway.sse import Streaming
 from runstone.gateway.streams import ClosingReason, Streams
 from runstone.gateway.ws import WebSockets, refuse
 from runstone.log import Log
 from runstone.metrics import Metrics
+from runstone.resources import Resource
 from runstone.runtime.definitions import Agents
 from runstone.service import Tasks
 
@@ -38,6 +38,18 @@ logger = structlog.get_logger(__name__)
 
 SOCKET_PATH = "/v1/ws"
 _OPEN_TO_FAILURE = "/healthz"  # the one route that answers whatever happened to the store
+
+
+class Health(Resource):
+    status: Literal["ok"]
+
+
+class Readiness(Resource):
+    status: Literal["ready", "degraded", "stopping"]
+    reasons: list[str]
+
+
+NOT_READY: dict[int | str, dict[str, object]] = {503: {"model": Readiness, "description": "Not ready"}}
 
 
 class Gateway:
@@ -58,6 +70,7 @@ class Gateway:
             config.send_deadline_s,
             RecentFrames(),
         )
+        self._sockets = WebSockets(shared)
         self._app = self._routes(shared, agents)
         self._inner: ASGIApp = self._app
         if config.origins:
@@ -87,7 +100,10 @@ class Gateway:
             else:
                 await answer(scope, receive, send)
             return
-        await self._inner(scope, receive, send)
+        if scope["type"] == "websocket":
+            await self._sockets(scope, receive, send)  # the routes' middlewares would cost each viewer 6 KiB
+        else:
+            await self._inner(scope, receive, send)
 
     def _admit(self, scope: Scope) -> None:
         scope[USER_KEY] = self._gate.user(scope)
@@ -104,19 +120,19 @@ class Gateway:
             description="Agent runs, written in stone. The streams are described in PROTOCOL.md.",
             docs_url=None,  # its page loads scripts from elsewhere; no request leaves the server's own origin
             redoc_url=None,
+            generate_unique_id_function=lambda route: route.name.removeprefix("_"),
             redirect_slashes=False,  # one path, one resource: a redirect would lose a POST's body on many clients
         )
         app.include_router(Routes(shared, agents).router())
-        app.router.routes.append(WebSocketRoute(SOCKET_PATH, WebSockets(shared)))
-        app.add_api_route("/healthz", self._healthz, methods=["GET"], response_model=None)
-        app.add_api_route("/readyz", self._readyz, methods=["GET"], response_model=None)
+        app.add_api_route("/healthz", self._healthz, methods=["GET"], response_model=Health)
+        app.add_api_route("/readyz", self._readyz, methods=["GET"], response_model=Readiness, responses=NOT_READY)
         app.add_api_route("/metrics", self._exposition, methods=["GET"], response_model=None, include_in_schema=False)
         app.add_exception_handler(RunstoneError, _refused)
         app.add_exception_handler(RequestValidationError, _not_valid)
         app.add_exception_handler(HTTPException, _not_routed)
         app.add_exception_handler(ClientDisconnect, _not_sent)
         app.add_exception_handler(Exception, _not_foreseen)
-        app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+        app.openapi = lambda: document(app)  # type: ignore[method-assign]
         return app
 
     async def _healthz(self) -> Response:
@@ -169,48 +185,3 @@ async def _not_sent(_request: Request, _error: Exception) -> Response:
 
 async def _not_foreseen(_request: Request, error: Exception) -> Response:
     return problem(unexpected(error))
-
-
-_PROBLEM: dict[str, Any] = {
-    "type": "object",
-    "required": ["type", "title", "status", "code", "detail", "remedy"],
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "code": {"type": "string"},
-        "detail": {"type": "string"},
-        "remedy": {"type": "string"},
-        "errors": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"path": {"type": "string"}, "detail": {"type": "string"}},
-            },
-        },
-    },
-}
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The document, with the bodies that we read ourselves, and problems for every refusal."""
-    if app.openapi_schema:
-        return app.openapi_schema
-    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    _, extra = models_json_schema(
-        [(model, "validation") for model in SCHEMAS], ref_template="#/components/schemas/{model}"
-    )
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for name, schema in extra.get("$defs", {}).items():
-        schemas.setdefault(name, schema)
-    schemas["Problem"] = _PROBLEM
-    refusal = {
-        "description": "A problem: code says which, remedy what to do",
-        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
-    for path in document["paths"].values():
-        for operation in path.values():
-            operation["responses"].pop("422", None)
-            operation["responses"]["default"] = refusal
-    app.openapi_schema = document
-    return document

@@ -234,7 +234,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_parser_exception(self) -> None:
         close = self.conn.close_sent
-        assert close is not None
+        if close is None:  # it came right behind a handshake that is not answered yet
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
+            self._fail(_refusal(HTTPStatus.BAD_REQUEST))
+            return
         self.queue.put_nowait({"type": "websocket.disconnect", "code": close.code, "reason": close.reason})
         self._fail(b"".join(self.conn.data_to_send()))
 

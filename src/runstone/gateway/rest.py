@@ -18,10 +18,11 @@ from runstone.errors import CursorAhead, GenerationChanged, Invalid, NotFound
 from runstone.events import Event
 from runstone.gateway import bodies
 from runstone.gateway.gate import USER_KEY
+from runstone.gateway.openapi import body_of, listing_of, or_stream, repeated
 from runstone.gateway.sse import EventStream, Streaming
 from runstone.limits import PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX, WAIT_S_MAX
 from runstone.protocol import CURSOR_MAX, Filter, cursor_of, types_of
-from runstone.resources import Action, Listing, Message, Resource, Run, Thread
+from runstone.resources import AgentInfo, Listing, Resource, Run, Thread
 from runstone.runtime.definitions import Agents
 from runstone.states import TERMINAL_EVENTS, Status
 from runstone.views import ListQuery, Page, ThreadRef
@@ -46,27 +47,13 @@ class EventPage(Resource):
     generation: str
 
 
+class AgentListing(Resource):
+    agents: list[AgentInfo]
+
+
 class StateBody(Resource):
     state: dict[str, JsonValue]
     head: int
-
-
-def body_of(model: type[bodies.Body]) -> dict[str, Any]:
-    """The request body in the OpenAPI document; it is read and checked by `bodies`."""
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": False, "content": {"application/json": {"schema": schema}}}}
-
-
-def listing_of(plural: str, item: str, *, head: bool) -> dict[int | str, dict[str, Any]]:
-    """The answer of a list, in the OpenAPI document."""
-    properties: dict[str, Any] = {
-        plural: {"type": "array", "items": {"$ref": f"#/components/schemas/{item}"}},
-        "next_cursor": {"type": ["string", "null"]},
-    }
-    if head:
-        properties["head"] = {"type": "integer"}
-    schema = {"type": "object", "properties": properties, "required": list(properties)}
-    return {200: {"description": "One page", "content": {"application/json": {"schema": schema}}}}
 
 
 class Routes:
@@ -82,14 +69,15 @@ class Routes:
         router = APIRouter(prefix="/v1")
         add = router.add_api_route
         threads, runs = "/threads/{thread_id}", "/runs/{run_id}"
-        add("/agents", self.list_agents, methods=["GET"], response_model=None)
+        add("/agents", self.list_agents, methods=["GET"], response_model=AgentListing)
         add(
             "/threads",
             self.create_thread,
             methods=["POST"],
             status_code=201,
             response_model=Thread,
-            openapi_extra=body_of(bodies.NewThreadBody),
+            responses=repeated(Thread, "made before with this key"),
+            openapi_extra=body_of(bodies.NewThreadBody, keyed=True),
         )
         add(
             "/threads",
@@ -113,7 +101,8 @@ class Routes:
             methods=["POST"],
             status_code=201,
             response_model=Run,
-            openapi_extra=body_of(bodies.NewRunBody),
+            responses=repeated(Run, "started before with this key"),
+            openapi_extra=body_of(bodies.NewRunBody, required=True, keyed=True),
         )
         add(
             "/runs",
@@ -121,7 +110,8 @@ class Routes:
             methods=["POST"],
             status_code=201,
             response_model=Run,
-            openapi_extra=body_of(bodies.NewRunAnywhereBody),
+            responses=repeated(Run, "started before with this key"),
+            openapi_extra=body_of(bodies.NewRunAnywhereBody, required=True, keyed=True),
         )
         add(
             "/runs",
@@ -137,6 +127,7 @@ class Routes:
             methods=["POST"],
             status_code=202,
             response_model=Run,
+            responses=repeated(Run, "had ended before"),
             openapi_extra=body_of(bodies.CancelBody),
         )
         add(
@@ -154,8 +145,12 @@ class Routes:
             responses=listing_of("actions", "Action", head=True),
         )
         add(f"{threads}/state", self.get_state, methods=["GET"], response_model=StateBody)
-        add(f"{threads}/events", self.thread_events, methods=["GET"], response_model=EventPage)
-        add(f"{runs}/events", self.run_events, methods=["GET"], response_model=EventPage)
+        events: tuple[tuple[str, Any, bool], ...] = (
+            (f"{threads}/events", self.thread_events, False),
+            (f"{runs}/events", self.run_events, True),
+        )
+        for path, handler, ends in events:
+            add(path, handler, methods=["GET"], response_model=EventPage, **or_stream(ends=ends))
         return router
 
     # --- agents and threads ---------------------------------------------------------------------------------
@@ -533,16 +528,3 @@ def _event_page(events: list[Event], page: Page, head: int, generation: str) -> 
     rest = values.encode({"next_after": page.last, "head": head, "generation": generation})[1:]
     body = b'{"events":[' + b",".join([event.wire for event in events]) + b"]," + rest
     return Response(body, media_type="application/json")
-
-
-SCHEMAS: tuple[type[Resource] | type[bodies.Body], ...] = (
-    Thread,
-    Run,
-    Message,
-    Action,
-    bodies.NewThreadBody,
-    bodies.UpdateThreadBody,
-    bodies.NewRunBody,
-    bodies.NewRunAnywhereBody,
-    bodies.CancelBody,
-)

@@ -1,0 +1,123 @@
+"""The OpenAPI document: what the framework cannot know of requests and answers that we read and write ourselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from runstone.gateway import bodies
+from runstone.limits import KEY_CHARS_MAX
+from runstone.resources import Action, Message, Resource, Run, Thread
+
+Responses = dict[int | str, dict[str, Any]]
+
+_REFERENCE = "#/components/schemas/{model}"
+_NAMED: tuple[type[Resource] | type[bodies.Body], ...] = (
+    Thread,
+    Run,
+    Message,
+    Action,
+    bodies.NewThreadBody,
+    bodies.UpdateThreadBody,
+    bodies.NewRunBody,
+    bodies.NewRunAnywhereBody,
+    bodies.CancelBody,
+)
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "the same as `key` in the body",
+    "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX},
+}
+_LAST_EVENT_ID = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "description": "of a stream: the seq to go on after; wins over `after`",
+    "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+}
+_PROBLEM: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "title", "status", "code", "detail", "remedy"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "code": {"type": "string"},
+        "detail": {"type": "string"},
+        "remedy": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["path", "detail"],
+                "properties": {"path": {"type": "string"}, "detail": {"type": "string"}},
+            },
+        },
+    },
+}
+_REFUSAL = {
+    "description": "A problem: code says which, remedy what to do",
+    "content": {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model="Problem")}}},
+}
+
+
+def body_of(model: type[bodies.Body], *, required: bool = False, keyed: bool = False) -> dict[str, Any]:
+    """The request body, which is read and checked by `bodies`."""
+    content = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=model.__name__)}}}
+    extra: dict[str, Any] = {"requestBody": {"required": required, "content": content}}
+    return extra | {"parameters": [_KEY]} if keyed else extra
+
+
+def listing_of(plural: str, item: str, *, head: bool) -> Responses:
+    """The answer of a list."""
+    properties: dict[str, Any] = {
+        plural: {"type": "array", "items": {"$ref": _REFERENCE.format(model=item)}},
+        "next_cursor": {"type": ["string", "null"]},
+    }
+    if head:
+        properties["head"] = {"type": "integer"}
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    return {200: {"description": "One page", "content": {"application/json": {"schema": schema}}}}
+
+
+def repeated(model: type[Resource], why: str) -> Responses:
+    """The 200 of a request that found done what it asks for."""
+    return {200: {"model": model, "description": f"The one that {why}"}}
+
+
+def or_stream(*, ends: bool) -> dict[str, Any]:
+    """What a page of events may be instead."""
+    responses: Responses = {
+        200: {
+            "description": "A page, or a stream with `Accept: text/event-stream`",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        }
+    }
+    if ends:
+        responses[204] = {"description": "Of a stream: the run has ended, and nothing is left after the cursor"}
+    return {"responses": responses, "openapi_extra": {"parameters": [_LAST_EVENT_ID]}}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The document, made once."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    _, named = models_json_schema([(model, "validation") for model in _NAMED], ref_template=_REFERENCE)
+    schemas = made.setdefault("components", {}).setdefault("schemas", {})
+    for name, schema in named.get("$defs", {}).items():
+        schemas.setdefault(name, schema)
+    schemas["Problem"] = _PROBLEM
+    for framework in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(framework, None)
+    for path in made["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = _REFUSAL
+    app.openapi_schema = made
+    return made
