@@ -58,6 +58,30 @@ async def test_a_merged_delta_is_never_larger_than_its_bound(tmp_path: Path) -> 
         assert len(sizes) <= 6
 
 
+async def test_neighbours_of_another_part_message_or_kind_do_not_merge(tmp_path: Path) -> None:
+    async with opened(tmp_path) as place:
+        row, box = await place.run()
+        await box.append(draft(row, started("msg_1")), draft(row, started("msg_2")))
+        place.store.hold()
+        await box.delta(e.MessageDelta, "msg_1", 0, 0, "a")
+        await box.delta(e.MessageDelta, "msg_1", 1, 0, "b")
+        await box.delta(e.AgentThinking, "msg_1", 1, 0, "c")
+        await box.delta(e.AgentThinking, "msg_2", 1, 0, "d")
+        place.store.release()
+        await box.flush()
+        said = await place.stored(row.thread, *KINDS)
+        assert [(event.type, data["message_id"], data["part"], data["delta"]) for event, data in _with_data(said)] == [
+            ("message_delta", "msg_1", 0, "a"),
+            ("message_delta", "msg_1", 1, "b"),
+            ("agent_thinking", "msg_1", 1, "c"),
+            ("agent_thinking", "msg_2", 1, "d"),
+        ]
+
+
+def _with_data(events: list[e.Event]) -> list[tuple[e.Event, Any]]:
+    return [(event, shown(event)["data"]) for event in events]
+
+
 async def test_what_is_shown_is_what_is_stored(tmp_path: Path) -> None:
     async with opened(tmp_path) as place:
         row, box = await place.run()
