@@ -18,8 +18,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from runstone.gateway import listener
+from runstone.gateway.connection import EXTENSION, text_frame
 from runstone.gateway.listener import (
-    EXTENSION,
     HEAD_BYTES_MAX,
     PIPELINE_REQUESTS_MAX,
     WRITE_BUFFER_HIGH_BYTES,
@@ -28,7 +28,6 @@ from runstone.gateway.listener import (
     WebSocketConnection,
     WebSocketProtocol,
     event_loop_factory,
-    text_frame,
 )
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import signal
 import socket
-import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from email.utils import formatdate
@@ -29,9 +28,8 @@ from uvicorn.server import ServerState
 from websockets.frames import Frame
 from websockets.protocol import State
 
+from runstone.gateway.connection import EXTENSION
 from runstone.limits import KIB
-
-EXTENSION = "runstone.connection"  # where a scope's "extensions" hold its Connection
 
 # --- one connection -----------------------------------------------------------------------------------
 WRITE_BUFFER_HIGH_BYTES = 256 * KIB  # one frame of events: above it `drain` and `send` wait
@@ -65,19 +63,6 @@ def _only_warnings(record: logging.LogRecord) -> bool:
 _log = logging.getLogger("runstone.gateway.connections")
 _log.setLevel(logging.WARNING)
 _log.addFilter(_only_warnings)
-
-
-def text_frame(payload: bytes) -> bytes:
-    """One whole WebSocket text frame as a server sends it: final, unmasked (RFC 6455, section 5.2).
-
-    The same bytes can go to every viewer.
-    """
-    size = len(payload)
-    if size < 126:
-        return struct.pack("!BB", 0x81, size) + payload
-    if size < 1 << 16:
-        return struct.pack("!BBH", 0x81, 126, size) + payload
-    return struct.pack("!BBQ", 0x81, 127, size) + payload
 
 
 class Connection:

@@ -66,32 +66,38 @@ _REFUSAL = {
 }
 
 
-def body_of(model: type[bodies.Body], *, required: bool = False, keyed: bool = False) -> dict[str, Any]:
-    """The request body, which is read and checked by `bodies`."""
-    content = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=model.__name__)}}}
-    extra: dict[str, Any] = {"requestBody": {"required": required, "content": content}}
-    return extra | {"parameters": [_KEY]} if keyed else extra
+def answer(model: type[Resource], body: type[bodies.Body] | None = None) -> dict[str, Any]:
+    """A route that answers 200 with a resource."""
+    return {"response_model": model} | ({} if body is None else _taking(body))
 
 
-def listing_of(plural: str, item: str, *, head: bool) -> Responses:
-    """The answer of a list."""
+def made(model: type[Resource], body: type[bodies.Body], before: str) -> dict[str, Any]:
+    """A route that answers 201 with what it made, or 200 with what a request with the same key made before."""
+    said = _taking(body)
+    said["openapi_extra"]["parameters"] = [_KEY]
+    return said | {"status_code": 201, "response_model": model, "responses": _or_200(model, before)}
+
+
+def accepted(model: type[Resource], body: type[bodies.Body], before: str) -> dict[str, Any]:
+    """A route that answers 202, or 200 where nothing was left to do."""
+    return _taking(body) | {"status_code": 202, "response_model": model, "responses": _or_200(model, before)}
+
+
+def listing(plural: str, item: type[Resource], *, head: bool = False) -> dict[str, Any]:
+    """A route that answers a page of resources."""
     properties: dict[str, Any] = {
-        plural: {"type": "array", "items": {"$ref": _REFERENCE.format(model=item)}},
+        plural: {"type": "array", "items": {"$ref": _REFERENCE.format(model=item.__name__)}},
         "next_cursor": {"type": ["string", "null"]},
     }
     if head:
         properties["head"] = {"type": "integer"}
     schema = {"type": "object", "properties": properties, "required": list(properties)}
-    return {200: {"description": "One page", "content": {"application/json": {"schema": schema}}}}
+    page = {"description": "One page", "content": {"application/json": {"schema": schema}}}
+    return {"response_model": None, "responses": {200: page}}
 
 
-def repeated(model: type[Resource], why: str) -> Responses:
-    """The 200 of a request that found done what it asks for."""
-    return {200: {"model": model, "description": f"The one that {why}"}}
-
-
-def or_stream(*, ends: bool) -> dict[str, Any]:
-    """What a page of events may be instead."""
+def page_or_stream(model: type[Resource], *, ends: bool) -> dict[str, Any]:
+    """A route that answers a page of events, or a stream of them."""
     responses: Responses = {
         200: {
             "description": "A page, or a stream with `Accept: text/event-stream`",
@@ -100,7 +106,18 @@ def or_stream(*, ends: bool) -> dict[str, Any]:
     }
     if ends:
         responses[204] = {"description": "Of a stream: the run has ended, and nothing is left after the cursor"}
-    return {"responses": responses, "openapi_extra": {"parameters": [_LAST_EVENT_ID]}}
+    return {"response_model": model, "responses": responses, "openapi_extra": {"parameters": [_LAST_EVENT_ID]}}
+
+
+def _taking(body: type[bodies.Body]) -> dict[str, Any]:
+    """The request body, which is read and checked by `bodies`; it may be left away where no member must be there."""
+    content = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=body.__name__)}}}
+    required = any(field.is_required() for field in body.model_fields.values())
+    return {"openapi_extra": {"requestBody": {"required": required, "content": content}}}
+
+
+def _or_200(model: type[Resource], why: str) -> Responses:
+    return {200: {"model": model, "description": f"The one that {why}"}}
 
 
 def document(app: FastAPI) -> dict[str, Any]:

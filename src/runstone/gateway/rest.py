@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,12 +18,13 @@ from runstone.commands import ImportedMessage, Key, Made, NewRun, NewThread
 from runstone.errors import CursorAhead, GenerationChanged, Invalid, NotFound
 from runstone.events import Event
 from runstone.gateway import bodies
+from runstone.gateway.bodies import CancelBody, NewRunAnywhereBody, NewRunBody, NewThreadBody, UpdateThreadBody
 from runstone.gateway.gate import USER_KEY
-from runstone.gateway.openapi import body_of, listing_of, or_stream, repeated
+from runstone.gateway.openapi import accepted, answer, listing, made, page_or_stream
 from runstone.gateway.sse import EventStream, Streaming
 from runstone.limits import PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX, WAIT_S_MAX
 from runstone.protocol import CURSOR_MAX, Filter, cursor_of, types_of
-from runstone.resources import AgentInfo, Listing, Resource, Run, Thread
+from runstone.resources import Action, AgentInfo, Listing, Message, Resource, Run, Thread
 from runstone.runtime.definitions import Agents
 from runstone.states import TERMINAL_EVENTS, Status
 from runstone.views import ListQuery, Page, ThreadRef
@@ -66,91 +68,30 @@ class Routes:
         self._agents = agents
 
     def router(self) -> APIRouter:
+        """Every route in one table: method, path, handler, and what the OpenAPI document says of its answers."""
+        threads, thread, runs, run = "/threads", "/threads/{thread_id}", "/runs", "/runs/{run_id}"
+        before = "started before with this key"
+        table: tuple[tuple[str, str, Callable[..., Any], dict[str, Any]], ...] = (
+            ("GET", "/agents", self.list_agents, answer(AgentListing)),
+            ("GET", threads, self.list_threads, listing("threads", Thread)),
+            ("POST", threads, self.create_thread, made(Thread, NewThreadBody, "made before with this key")),
+            ("GET", thread, self.get_thread, answer(Thread)),
+            ("PATCH", thread, self.update_thread, answer(Thread, UpdateThreadBody)),
+            ("DELETE", thread, self.delete_thread, {"status_code": 204, "response_model": None}),
+            ("POST", f"{thread}/runs", self.start_in_thread, made(Run, NewRunBody, before)),
+            ("POST", runs, self.start_anywhere, made(Run, NewRunAnywhereBody, before)),
+            ("GET", runs, self.list_runs, listing("runs", Run)),
+            ("GET", run, self.get_run, answer(Run)),
+            ("POST", f"{run}/cancel", self.cancel_run, accepted(Run, CancelBody, "had ended before")),
+            ("GET", f"{thread}/messages", self.list_messages, listing("messages", Message, head=True)),
+            ("GET", f"{thread}/actions", self.list_actions, listing("actions", Action, head=True)),
+            ("GET", f"{thread}/state", self.get_state, answer(StateBody)),
+            ("GET", f"{thread}/events", self.thread_events, page_or_stream(EventPage, ends=False)),
+            ("GET", f"{run}/events", self.run_events, page_or_stream(EventPage, ends=True)),
+        )
         router = APIRouter(prefix="/v1")
-        add = router.add_api_route
-        threads, runs = "/threads/{thread_id}", "/runs/{run_id}"
-        add("/agents", self.list_agents, methods=["GET"], response_model=AgentListing)
-        add(
-            "/threads",
-            self.create_thread,
-            methods=["POST"],
-            status_code=201,
-            response_model=Thread,
-            responses=repeated(Thread, "made before with this key"),
-            openapi_extra=body_of(bodies.NewThreadBody, keyed=True),
-        )
-        add(
-            "/threads",
-            self.list_threads,
-            methods=["GET"],
-            response_model=None,
-            responses=listing_of("threads", "Thread", head=False),
-        )
-        add(threads, self.get_thread, methods=["GET"], response_model=Thread)
-        add(
-            threads,
-            self.update_thread,
-            methods=["PATCH"],
-            response_model=Thread,
-            openapi_extra=body_of(bodies.UpdateThreadBody),
-        )
-        add(threads, self.delete_thread, methods=["DELETE"], status_code=204, response_model=None)
-        add(
-            f"{threads}/runs",
-            self.start_in_thread,
-            methods=["POST"],
-            status_code=201,
-            response_model=Run,
-            responses=repeated(Run, "started before with this key"),
-            openapi_extra=body_of(bodies.NewRunBody, required=True, keyed=True),
-        )
-        add(
-            "/runs",
-            self.start_anywhere,
-            methods=["POST"],
-            status_code=201,
-            response_model=Run,
-            responses=repeated(Run, "started before with this key"),
-            openapi_extra=body_of(bodies.NewRunAnywhereBody, required=True, keyed=True),
-        )
-        add(
-            "/runs",
-            self.list_runs,
-            methods=["GET"],
-            response_model=None,
-            responses=listing_of("runs", "Run", head=False),
-        )
-        add(runs, self.get_run, methods=["GET"], response_model=Run)
-        add(
-            f"{runs}/cancel",
-            self.cancel_run,
-            methods=["POST"],
-            status_code=202,
-            response_model=Run,
-            responses=repeated(Run, "had ended before"),
-            openapi_extra=body_of(bodies.CancelBody),
-        )
-        add(
-            f"{threads}/messages",
-            self.list_messages,
-            methods=["GET"],
-            response_model=None,
-            responses=listing_of("messages", "Message", head=True),
-        )
-        add(
-            f"{threads}/actions",
-            self.list_actions,
-            methods=["GET"],
-            response_model=None,
-            responses=listing_of("actions", "Action", head=True),
-        )
-        add(f"{threads}/state", self.get_state, methods=["GET"], response_model=StateBody)
-        events: tuple[tuple[str, Any, bool], ...] = (
-            (f"{threads}/events", self.thread_events, False),
-            (f"{runs}/events", self.run_events, True),
-        )
-        for path, handler, ends in events:
-            add(path, handler, methods=["GET"], response_model=EventPage, **or_stream(ends=ends))
+        for method, path, handler, said in table:
+            router.add_api_route(path, handler, methods=[method], **said)
         return router
 
     # --- agents and threads ---------------------------------------------------------------------------------
@@ -161,7 +102,7 @@ class Routes:
 
     async def create_thread(self, request: Request) -> Response:
         """A new thread, with an imported history if messages are given."""
-        value, body = await self._body(request, bodies.NewThreadBody)
+        value, body = await self._body(request, NewThreadBody)
         new = NewThread(
             title=body.title,
             metadata=bodies.metadata_of(body.metadata),
@@ -172,8 +113,8 @@ class Routes:
             ],
         )
         user_id = _user(request)
-        made: Made = await self._log.append(commands.create_thread(user_id, new))
-        return _resource(await self._thread(user_id, made.id), 201 if made.new else 200)
+        done: Made = await self._log.append(commands.create_thread(user_id, new))
+        return _resource(await self._thread(user_id, done.id), 201 if done.new else 200)
 
     async def list_threads(
         self, request: Request, limit: Limit = PAGE_ROWS_DEFAULT, cursor: Cursor = None, order: Order = None
@@ -186,7 +127,7 @@ class Routes:
 
     async def update_thread(self, request: Request, thread_id: str) -> Response:
         """Replaces the title, the metadata, or both."""
-        _, body = await self._body(request, bodies.UpdateThreadBody)
+        _, body = await self._body(request, UpdateThreadBody)
         given = body.model_fields_set
         command = commands.update_thread(
             _user(request),
@@ -206,12 +147,12 @@ class Routes:
 
     async def start_in_thread(self, request: Request, thread_id: str) -> Response:
         """Starts an agent in a thread."""
-        value, body = await self._body(request, bodies.NewRunBody)
+        value, body = await self._body(request, NewRunBody)
         return await self._start(request, value, body, thread_id=thread_id)
 
     async def start_anywhere(self, request: Request) -> Response:
         """Starts an agent in a new thread, or in the one with a key."""
-        value, body = await self._body(request, bodies.NewRunAnywhereBody)
+        value, body = await self._body(request, NewRunAnywhereBody)
         thread_key = None
         if body.thread_key is not None:
             # as if the thread had been made by a request of its own with this key
@@ -223,7 +164,7 @@ class Routes:
         self,
         request: Request,
         value: dict[str, values.Json],
-        body: bodies.NewRunBody,
+        body: NewRunBody,
         *,
         thread_id: str | None = None,
         thread_key: Key | None = None,
@@ -245,11 +186,11 @@ class Routes:
             timeout_s=agent.timeout_s,
         )
         command = commands.start_run(user_id, new, thread_id=thread_id, thread_key=thread_key)
-        made: Made = await self._log.append(command)
-        run = await self._run(user_id, made.id)
-        if body.on_busy == "interrupt" and made.new:
-            run = run.model_copy(update={"interrupted": list(made.interrupted)})
-        return _resource(run, 201 if made.new else 200)
+        done: Made = await self._log.append(command)
+        run = await self._run(user_id, done.id)
+        if body.on_busy == "interrupt" and done.new:
+            run = run.model_copy(update={"interrupted": list(done.interrupted)})
+        return _resource(run, 201 if done.new else 200)
 
     async def list_runs(
         self,
@@ -303,7 +244,7 @@ class Routes:
 
     async def cancel_run(self, request: Request, run_id: str) -> Response:
         """Asks the run to stop: 202; 200 if it had ended before."""
-        _, body = await self._body(request, bodies.CancelBody)
+        _, body = await self._body(request, CancelBody)
         reason = None if body.reason is None else values.mend(body.reason)
         unfinished: bool = await self._log.append(commands.cancel_run(_user(request), run_id, reason))
         return _resource(await self._run(_user(request), run_id), 202 if unfinished else 200)
