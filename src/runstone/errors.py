@@ -162,6 +162,13 @@ class StoreFailed(RunstoneError):
     remedy = "Free disk space or mend the disk, then start the server again; nothing acknowledged is lost."
 
 
+class ShutdownUnfinished(RunstoneError):
+    """The process ends before all of it has ended."""
+
+    code, title = "shutdown_unfinished", "The shutdown did not end in time"
+    remedy = "Nothing acknowledged is lost: the next start takes care of the runs. The log names what did not stop."
+
+
 # --- what a store, a setting or an address refuses at start ----------------------------------------
 
 

@@ -6,10 +6,16 @@ The only file that picks implementations.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from typing import Any, Self
 
+import structlog
 from starlette.types import Receive, Scope, Send
 
 from runstone.audit import Audit
@@ -17,7 +23,7 @@ from runstone.broker import Broker
 from runstone.brokers.local import LocalBroker
 from runstone.clock import Clock, SystemClock
 from runstone.config import Config
-from runstone.errors import BadConfig
+from runstone.errors import BadConfig, ShutdownUnfinished
 from runstone.gateway.app import Gateway
 from runstone.gateway.gate import is_loopback
 from runstone.gateway.listener import Server, event_loop_factory
@@ -29,6 +35,8 @@ from runstone.service import Tasks
 from runstone.stores.migrations import Applied, Step
 from runstone.stores.sqlite import SqliteStore, maintenance
 from runstone.stores.sqlite.audit import audit as audit_sqlite
+
+logger = structlog.get_logger(__name__)
 
 
 class System:
@@ -66,6 +74,10 @@ SWITCH_INTERVAL_S = (
 )
 
 
+LATE_S = 25.0  # for a whole shutdown; more than its steps take together
+LATE_HURRY_S = 8.0  # from the second signal on
+
+
 class _Served:
     """A system as an ASGI application with a lifespan."""
 
@@ -96,19 +108,78 @@ def serve(config: Config, agents: Agents, *, ready: Callable[[str, int], None]) 
         )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     runner = asyncio.Runner(loop_factory=event_loop_factory)
-    try:
-        runner.run(_serve(System(config, agents), config, ready))
-    finally:
-        if not asyncio.all_tasks(runner.get_loop()):
-            runner.close()  # which waits for every task, also for an agent that ignores its cancel
+    with _Signals() as signals:
+        try:
+            runner.run(_serve(System(config, agents), config, ready, signals))
+        finally:
+            if not asyncio.all_tasks(runner.get_loop()):
+                runner.close()  # which waits for every task, also for an agent that ignores its cancel
 
 
-async def _serve(system: System, config: Config, ready: Callable[[str, int], None]) -> None:
-    server = Server(_Served(system), config.host, config.port, ready=ready, before_shutdown=system.gateway.close)
+class _Signals:
+    """SIGTERM and SIGINT stop the server; code that holds the event loop, and cannot be stopped, ends with the process.
+
+    The handlers run between two instructions of whatever the main thread is doing, also where the loop does not turn.
+    """
+
+    def __init__(self) -> None:
+        self._stop: Callable[[], object] = lambda: None
+        self._before: dict[signal.Signals, Any] = {}
+        self._timers: list[threading.Timer] = []
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._received)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def stop_with(self, stop: Callable[[], None]) -> None:
+        """From now on they call `stop`, on the running loop."""
+        self._stop = partial(asyncio.get_running_loop().call_soon_threadsafe, stop)
+        if self._timers:
+            stop()  # asked for before there was anything to stop
+
+    def _received(self, _number: int, _frame: object) -> None:
+        timer = threading.Timer(LATE_HURRY_S if self._timers else LATE_S, _give_up)
+        timer.daemon = True
+        timer.start()
+        self._timers.append(timer)
+        with suppress(RuntimeError):  # the loop has ended: there is nothing left to stop
+            self._stop()
+
+
+def _give_up() -> None:
+    logger.critical(
+        "the shutdown did not end in time: the process ends as it is; nothing acknowledged is lost",
+        remedy="Look for code that holds the event loop: it is named above.",
+    )
+    sys.stderr.flush()
+    os._exit(1)
+
+
+async def _serve(system: System, config: Config, ready: Callable[[str, int], None], signals: _Signals) -> None:
+    server = Server(
+        _Served(system),
+        config.host,
+        config.port,
+        ready=ready,
+        before_shutdown=system.gateway.close,
+        signals=False,
+    )
+    signals.stop_with(server.stop)
     tasks = Tasks("serve")
     tasks.run(_stop_on_failure(system, server), "failure")
     try:
         await server.serve()
+    except TimeoutError as error:
+        if system.log.failure is None:
+            raise ShutdownUnfinished(f"{str(error).capitalize()}.") from None
     finally:
         await tasks.stop()
     if system.log.failure is not None:

@@ -177,7 +177,10 @@ async def test_a_batch_that_failed_has_left_nothing_or_all_of_it(
             disk.mend()
     connection = apsw.Connection(str(tmp_path / "runs.db"))
     try:
-        query = "SELECT (SELECT group_concat(type, ' ' ORDER BY seq) FROM events AS e WHERE e.thread_no = t.thread_no) FROM threads AS t"
+        query = (
+            "SELECT (SELECT group_concat(type, ' ' ORDER BY seq) FROM events AS e WHERE e.thread_no = t.thread_no) "
+            "FROM threads AS t"
+        )
         for (types,) in connection.execute(query):
             assert types == "thread_created" or types.startswith("thread_created user_message run_queued"), types
     finally:

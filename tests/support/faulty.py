@@ -1,4 +1,4 @@
-"""SQLite's own files on a disk that fails when it is told to, in this process: for errors that no real disk gives on call."""
+"""SQLite on a disk that fails when it is told to, in this process: for errors that no real disk gives on call."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import suppress
 from itertools import count
 
 from runstone import Run, Runstone
@@ -55,3 +57,31 @@ async def stubborn(run: Run, tag: str) -> None:
         for number in count():
             await message.write(word(tag, number))
             await asyncio.sleep(0.002)
+
+
+@app.agent
+async def blocker(run: Run, seconds: float) -> None:
+    """Holds the event loop, as code does that was not written for one."""
+    await run.say("before")
+    time.sleep(seconds)
+
+
+@app.agent
+async def mule(run: Run) -> None:
+    """Does not stop when it is told to."""
+    await run.say("before")
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+
+
+@app.tool
+def slow(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@app.agent
+async def patient(run: Run, seconds: float) -> None:
+    """Waits for a tool that runs in a thread, and cannot be stopped there."""
+    await run.say("before")
+    await slow(seconds)

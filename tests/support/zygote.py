@@ -15,13 +15,22 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _ROOT = Path(__file__).parents[2]
 _MESSAGE_BYTES_MAX = 65_536
+
+
+class Done(NamedTuple):
+    """How a child ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 class Zygote:
@@ -54,6 +63,20 @@ class Zygote:
     def wait(self, pid: int) -> int:
         """Until a child has ended; returns its exit code, negative where a signal ended it. Once a child."""
         return int(self._ask({"wait": pid}, [])["code"])
+
+    def run(self, function: str, *arguments: str, timeout_s: float = 30) -> Done:
+        """A child from start to end; SIGKILL ends one that takes too long."""
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+            pid = self.fork(function, arguments, stdout=stdout.fileno(), stderr=stderr.fileno())
+            killer = threading.Timer(timeout_s, os.kill, (pid, signal.SIGKILL))
+            killer.start()
+            try:
+                code = self.wait(pid)
+            finally:
+                killer.cancel()
+            stdout.seek(0)
+            stderr.seek(0)
+            return Done(code, stdout.read(), stderr.read())
 
     def close(self) -> None:
         self._socket.close()

@@ -10,11 +10,19 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from runstone.clock import Clock
 from runstone.errors import StoreFailed
-from runstone.ids import new_id
 from runstone.resources import Action, Listing, Message, Run, Thread
 from runstone.store import Committed, Entry, RunRow
 from runstone.stores.migrations import check, migrate, plan
-from runstone.stores.sqlite.connection import FileLock, SqliteSchema, SqliteUrl, connect, failing, prepare, settle
+from runstone.stores.sqlite.connection import (
+    FileLock,
+    SqliteSchema,
+    SqliteUrl,
+    connect,
+    failing,
+    generation,
+    prepare,
+    settle,
+)
 from runstone.stores.sqlite.reader import Reader
 from runstone.stores.sqlite.schema import MIGRATIONS
 from runstone.stores.sqlite.writer import Writer
@@ -55,9 +63,8 @@ class SqliteStore:
             migrate(schema, plan(MIGRATIONS, schema.applied()))
             check(MIGRATIONS, schema.applied())
             with failing():
-                connection.execute("INSERT OR IGNORE INTO meta VALUES ('generation', ?)", (new_id("gen"),))
+                self.generation = generation(connection)
                 settle(connection)
-                self.generation = connection.execute("SELECT value FROM meta WHERE name = 'generation'").get
                 self._writer = Writer(connection, self._clock)
             self._connection = connection
         except BaseException:

@@ -6,6 +6,7 @@ synced after the journal is unlinked, and a power cut was seen to take acknowled
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import apsw
 import msgspec
 
 from runstone.errors import BadConfig, StoreFailed, StoreLocked
+from runstone.ids import new_id
 from runstone.stores.migrations import Applied, Step
 
 JournalMode = Literal["wal", "delete"]
@@ -65,7 +67,8 @@ class FileLock:
     """The right to write a file: an flock on `<file>.lock`, which ends with the process, however it ends."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path.with_name(path.name + ".lock")
+        real = path.resolve()  # a file that is reached by two names is one file
+        self._path = real.with_name(real.name + ".lock")
         self._file: IO[str] | None = None
 
     def acquire(self) -> None:
@@ -86,6 +89,8 @@ class FileLock:
 def prepare(path: Path) -> None:
     """Makes the file and its folders, and sees to it that a power cut cannot take their names away."""
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         made = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -121,6 +126,13 @@ def connect(url: SqliteUrl, *, write: bool) -> apsw.Connection:
         if not write:
             _pragma(connection, "query_only", 1)
         return connection
+
+
+def generation(connection: apsw.Connection) -> str:
+    """The name of this store's history; a store that has none is new, and gets one."""
+    connection.execute("INSERT OR IGNORE INTO meta VALUES ('generation', ?)", (new_id("gen"),))
+    found: str = connection.execute("SELECT value FROM meta WHERE name = 'generation'").get
+    return found
 
 
 def settle(connection: apsw.Connection) -> None:
@@ -171,6 +183,11 @@ class SqliteSchema:
             return []
         rows = self._connection.execute("SELECT version, name, checksum FROM migrations ORDER BY version")
         return [Applied(*row) for row in rows]
+
+    def name(self) -> None:
+        """Sees to it that the store's history has a name."""
+        with failing():
+            generation(self._connection)
 
     def apply(self, step: Step) -> None:
         migration = step.migration

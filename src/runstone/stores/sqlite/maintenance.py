@@ -48,4 +48,6 @@ def move(url: str, target: int | None) -> list[Step]:
     with _schema(url, make=True) as schema:
         todo = plan(MIGRATIONS, schema.applied(), target)
         migrate(schema, todo)
+        if schema.applied():
+            schema.name()
         return todo
