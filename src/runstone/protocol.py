@@ -34,6 +34,8 @@ RequestId: TypeAlias = "str | int"
 class Filter:
     """Which events of a thread a reader wants. Terminal events are never held back."""
 
+    __slots__ = ("_runs", "_types")
+
     def __init__(self, types: frozenset[str] | None, runs: frozenset[str] | None) -> None:
         self._types = None if types is None else types | TERMINAL_EVENTS
         self._runs = None if runs is None else set(runs)
@@ -56,6 +58,8 @@ class Filter:
 
 class Subscription:
     """One reader's place in what it asked for: what is shown of a page, and when it has caught up."""
+
+    __slots__ = ("_cursor", "_goal", "_wanted")
 
     def __init__(self, wanted: Filter, *, after: int, head: int) -> None:
         self._wanted = wanted
@@ -107,6 +111,8 @@ Frames: TypeAlias = Callable[[str, Sequence[Event]], Sequence[bytes]]  # `events
 
 class Session:
     """The conversation on one socket."""
+
+    __slots__ = ("_frames", "_generation", "_heartbeat_s", "_subscriptions", "_user_id")
 
     def __init__(self, *, user_id: str, generation: str, heartbeat_s: float, frames: Frames | None = None) -> None:
         self._user_id = user_id

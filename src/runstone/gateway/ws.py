@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -69,6 +69,22 @@ class _Socket:
     more than the frame.
     """
 
+    __slots__ = (  # ten thousand of them may be idle
+        "_asgi_send",
+        "_connection",
+        "_delivered",
+        "_deliveries",
+        "_loop",
+        "_receive",
+        "_sending",
+        "_sent_at",
+        "_session",
+        "_shared",
+        "_tails",
+        "_user_id",
+        "_wake",
+    )
+
     def __init__(self, shared: Streaming, scope: Scope, receive: Receive, send: Send, wake: asyncio.Event) -> None:
         self._shared = shared
         self._receive = receive
@@ -76,6 +92,8 @@ class _Socket:
         self._wake = wake
         found = connection_of(scope)
         self._connection = found if isinstance(found, FrameConnection) else None
+        if self._connection is not None:  # then nobody stands between us and the server, who could ask for them
+            scope["headers"] = []
         self._user_id: str = scope[USER_KEY]
         self._session = Session(
             user_id=self._user_id,
@@ -83,7 +101,7 @@ class _Socket:
             heartbeat_s=shared.heartbeat_s,
             frames=shared.frames.of,
         )
-        self._tails: dict[str, tuple[AsyncExitStack, Tail]] = {}
+        self._tails: dict[str, Tail] = {}
         self._sending = asyncio.Lock()
         self._sent_at = 0.0
         self._loop = asyncio.get_running_loop()
@@ -99,8 +117,8 @@ class _Socket:
         finally:
             if reading is not None:
                 reading.cancel()
-            for stack, _ in self._tails.values():
-                await stack.aclose()
+            for thread_id in list(self._tails):
+                self._drop(thread_id)
 
     # --- what the client says -----------------------------------------------------------------------------
 
@@ -126,7 +144,7 @@ class _Socket:
                 await self._send(step.frame)
         elif isinstance(step, Unsubscribe):
             async with self._sending:
-                await self._drop(step.thread_id)
+                self._drop(step.thread_id)
                 await self._send(self._session.unsubscribed(step))
         else:
             try:
@@ -143,23 +161,27 @@ class _Socket:
             family = await log.rows.family(self._user_id, step.run_id)
             if not family:
                 raise NotFound(f"There is no run {step.run_id}.")
-        async with AsyncExitStack() as stack:
-            tail = await stack.enter_async_context(
-                log.tail(thread, after=step.after, wake=partial(self._push, step.thread_id))
-            )
+        tail = await log.follow(thread, after=step.after, wake=partial(self._push, step.thread_id))
+        try:
+            await self._sending.acquire()
+        except BaseException:
+            log.leave(tail)
+            raise
+        try:
+            self._drop(step.thread_id)
+            self._tails[step.thread_id] = tail
             subscription = Subscription(Filter(step.types, family), after=step.after, head=tail.head)
-            async with self._sending:
-                await self._drop(step.thread_id)
-                self._tails[step.thread_id] = (stack.pop_all(), tail)
-                await self._send(self._session.subscribed(step, subscription, tail.head))
-                if not tail.behind:
-                    await self._show(step.thread_id, tail, Page((), tail.cursor))  # nothing to catch up with: says so
+            await self._send(self._session.subscribed(step, subscription, tail.head))
+            if not tail.behind:
+                await self._show(step.thread_id, tail, Page((), tail.cursor))  # nothing to catch up with: says so
+        finally:
+            self._sending.release()
         self._wake.set()
 
-    async def _drop(self, thread_id: str) -> None:
-        found = self._tails.pop(thread_id, None)
-        if found is not None:
-            await found[0].aclose()
+    def _drop(self, thread_id: str) -> None:
+        tail = self._tails.pop(thread_id, None)
+        if tail is not None:
+            self._shared.log.leave(tail)
 
     # --- what the client is shown ---------------------------------------------------------------------------
 
@@ -178,10 +200,10 @@ class _Socket:
                         await self._drain(self._connection)  # of what was pushed
                 for thread_id in list(self._tails):  # a page each in turn, so that no thread starves another
                     async with self._sending:
-                        found = self._tails.get(thread_id)
-                        if found is not None and found[1].behind:
-                            await self._deliver(thread_id, found[1])
-                            behind = behind or found[1].behind
+                        tail = self._tails.get(thread_id)
+                        if tail is not None and tail.behind:
+                            await self._deliver(thread_id, tail)
+                            behind = behind or tail.behind
                 if self._silence_s() >= shared.heartbeat_s:  # also while all that happens is filtered out
                     async with self._sending:
                         await self._send(protocol.pong())
@@ -209,10 +231,9 @@ class _Socket:
 
     def _push_page(self, thread_id: str) -> bool:
         """Whether nothing is left to do."""
-        found = self._tails.get(thread_id)
-        if found is None or self._shared.streams.closing is not None:
+        tail = self._tails.get(thread_id)
+        if tail is None or self._shared.streams.closing is not None:
             return False
-        tail = found[1]
         page = tail.peek()
         if page is None or (page.events and page.events[-1].type == "thread_deleted"):
             return False
@@ -235,7 +256,7 @@ class _Socket:
             await self._send(frame)
         self._count(tail, count)
         if any(event.type == "thread_deleted" for event in page.events):
-            await self._drop(thread_id)
+            self._drop(thread_id)
             await self._send(self._session.deleted(thread_id))
 
     def _count(self, tail: Tail, count: int) -> None:

@@ -255,7 +255,15 @@ class Log:
 
     @asynccontextmanager
     async def tail(self, thread: ThreadRef, *, after: int, wake: Callable[[], None]) -> AsyncIterator[Tail]:
-        """Follows a thread: `wake` is called whenever there may be something to read.
+        """Follows a thread while the context is open, see `follow`."""
+        tail = await self.follow(thread, after=after, wake=wake)
+        try:
+            yield tail
+        finally:
+            self.leave(tail)
+
+    async def follow(self, thread: ThreadRef, *, after: int, wake: Callable[[], None]) -> Tail:
+        """Follows a thread until `leave`: `wake` is called whenever there may be something to read.
 
         Subscribes first and looks at the head then: the other way round leaves a gap. Raises CursorAhead.
         """
@@ -266,12 +274,18 @@ class Log:
             tail.hinted(await self.head(thread))
             if after > tail.head:
                 raise CursorAhead(f"The cursor {after} is beyond the thread's head {tail.head}.")
-            yield tail
-        finally:
-            tails = self._watched[thread]
+        except BaseException:
+            self.leave(tail)
+            raise
+        return tail
+
+    def leave(self, tail: Tail) -> None:
+        """The tail is woken no more; safe twice."""
+        tails = self._watched.get(tail.thread)
+        if tails is not None:
             tails.discard(tail)
             if not tails:
-                del self._watched[thread], self._by_id[thread.thread_id]
+                del self._watched[tail.thread], self._by_id[tail.thread.thread_id]
 
     def lag_s(self, thread: ThreadRef) -> float | None:
         """Seconds since the thread's newest event was committed here."""

@@ -15,6 +15,8 @@ ReadNow: TypeAlias = Callable[[ThreadRef, int, int], "Page | None"]
 class Tail:
     """It keeps a cursor and no events: who reads slowly falls behind, that is all."""
 
+    __slots__ = ("_read", "_read_now", "cursor", "head", "thread", "wake")
+
     def __init__(self, read: Read, read_now: ReadNow, thread: ThreadRef, after: int, wake: Callable[[], None]) -> None:
         self._read = read
         self._read_now = read_now
