@@ -62,7 +62,23 @@ class Stage:
         self.told: list[BaseException] = []
         self.refused: list[BaseException] = []
         self.stopped = asyncio.Event()
+        self.quiet_again, self.quiet_cancelled = asyncio.Event(), asyncio.Event()
         self.app.agent(self.writer)
+        self.app.agent(self.quiet)
+
+    async def quiet(self, run: Run) -> None:
+        """Says one thing more after the failure, waits for no commit, and goes to sleep."""
+        await run.say("hello")
+        await self.quiet_again.wait()
+        try:
+            await run.emit("one thing more")
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            self.quiet_cancelled.set()
+            raise
+        except StoreFailed:  # told at once
+            self.quiet_cancelled.set()
+            raise
 
     async def writer(self, run: Run, tag: str) -> None:
         try:
@@ -186,6 +202,30 @@ async def test_a_batch_that_failed_has_left_nothing_or_all_of_it(
     finally:
         connection.close()
     check_store(stage.url)
+
+
+@pytest.mark.parametrize("mended", [False, True])
+async def test_an_agent_that_waits_for_nothing_is_stopped_too_and_a_mended_disk_takes_nothing_more(
+    disk: FaultyDisk, tmp_path: Path, mended: bool
+) -> None:
+    stage = Stage(f"sqlite:///{tmp_path}/runs.db")
+    async with stage.running() as live:
+        quiet = await live.start("quiet", {})
+        await live.start("writer", {"tag": "w"})
+        async with asyncio.timeout(SOON_S):
+            await stage.committed.wait()
+            disk.fail_writes(apsw.FullError("planted"))
+            await stage.stopped.wait()
+            if mended:
+                disk.mend()
+            stage.quiet_again.set()
+            await stage.quiet_cancelled.wait()
+        assert (await live.http.post("/v1/threads", json={})).status_code == 503
+    disk.mend()
+    again = Stage(stage.url)
+    async with again.running() as live:
+        log = await live.log(quiet["thread_id"])
+        assert not any(b"one thing more" in event for event in log)
 
 
 async def test_a_read_error_stops_it_too(disk: FaultyDisk, tmp_path: Path) -> None:
