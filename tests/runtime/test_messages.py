@@ -133,7 +133,7 @@ async def yields_for_ever(run: Run) -> AsyncIterator[str]:
         while True:
             yield "x" * 8000
     finally:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.2)
         cleaned.append(run.id)
 
 
