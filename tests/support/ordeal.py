@@ -24,12 +24,12 @@ from tests.support.watchers import GONE, SocketWatcher, StreamWatcher, attach, d
 Failpoints: TypeAlias = "dict[str, tuple[int, int]]"  # by name: the passage that kills, at least and at most
 
 FAILPOINTS: Failpoints = {
-    "after_commit": (1, 100),  # the first ones come while it starts, the last ones while clients watch
-    "before_commit": (1, 100),
-    "before_hint": (1, 100),
+    "after_commit": (1, 60),  # the first ones come while it starts, the last ones while clients watch
+    "before_commit": (1, 60),
+    "before_hint": (1, 60),
     "tool_ended": (1, 8),
 }
-AIMED_S = 1.5  # how long a failpoint has, before the kill comes anyway
+AIMED_S = 0.8  # how long a failpoint has, before the kill comes anyway
 LINGER_S = 0.2  # the most that a server lives when nothing is aimed
 SETTLE_S = 20.0
 LONG_ROUNDS = 25  # how many kills the one long thread lives through
