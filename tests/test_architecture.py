@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PROTOCOL = (ROOT / "PROTOCOL.md").read_text()
 
 # Reads of the runtime itself: what they return reaches no user.
-RUNTIME_READS = {"run_row", "cancelling", "statuses"}
+RUNTIME_READS = {"run_row", "to_stop", "statuses"}
 NOT_READS = {"close"}
 
 

@@ -137,8 +137,14 @@ class Runstone:
 
     @asynccontextmanager
     async def _started(self, settings: dict[str, Any]) -> AsyncIterator[System]:
+        import structlog
+
+        from runstone import logs
         from runstone.config import load
         from runstone.server import System
+
+        if not structlog.is_configured():
+            logs.configure(debug=False)  # its own default prints the values of local variables with an error
 
         if self._system is not None:
             raise BadConfig("This Runstone app is running already.", remedy="Run it once; it may have many clients.")

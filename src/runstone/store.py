@@ -8,7 +8,7 @@ its decision out, which events to append. One contract suite runs on every store
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Raw
@@ -134,6 +134,7 @@ class Append(msgspec.Struct, frozen=True):
     drafts: Sequence[Draft]
 
 
+ToStop: TypeAlias = Literal["cancel", "ended"]
 Entry: TypeAlias = "Append | Command"
 
 
@@ -189,6 +190,6 @@ class Store(Protocol):
         """A run as the runtime needs it."""
         ...
 
-    async def cancelling(self) -> list[str]:
-        """Unfinished runs that a cancel was asked for, by id."""
+    async def to_stop(self, run_ids: Sequence[str]) -> dict[str, ToStop]:
+        """Which of these runs must not go on: a cancel was asked for, or they have ended."""
         ...

@@ -40,6 +40,7 @@ class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
     children: bool = False
     superseded: bool = False
     before_seq: int | None = None  # of messages and actions
+    private: bool = False  # what private tools took and gave, for the thread's own agents
 
 
 class Rows(Protocol):

@@ -220,6 +220,20 @@ def test_nothing_that_a_terminal_obeys_is_shown(evil: str, harmless: str) -> Non
     assert clean(evil) == harmless
 
 
+@pytest.mark.parametrize(
+    ("type", "name"),
+    [("tool_executing", "tool"), ("run_queued", "agent"), ("custom", "name"), ("message_delta", "delta")],
+)
+def test_nothing_that_a_terminal_obeys_gets_through_a_name_or_a_text(type: str, name: str) -> None:
+    log, view = Log(), View()
+    lines = view.fold(log(type, **{name: "\x1b[2J\x07evil"}))
+    lines += view.open_text()
+    seen = [*(line.text for line in lines), *(tool.label for tool in view.tools.values())]
+    seen += [run.agent for run in view.runs.values()]
+    assert any("evil" in text for text in seen)
+    assert all(text.isprintable() for text in seen)
+
+
 TYPES = [
     "user_message", "run_queued", "agent_started", "attempt_superseded", "message_delta", "agent_thinking",
     "message_part", "message_completed", "tool_executing", "tool_output", "tool_completed", "step_completed",

@@ -355,7 +355,22 @@ async def test_a_private_tool_shows_that_it_ran_and_nothing_else(tmp_path: Path)
             assert event.data == {"action_id": event.data["action_id"], "private": True}
         assert all(b"pass-word" not in event.encode() for event in await place.events(run))
         (action,) = await place.actions(run)
-        assert (action.input, action.output, action.status) == (None, None, "success")
+        assert (action.input, action.output, action.status, action.tool) == (None, None, "success", "private")
+
+
+async def test_an_agent_reads_in_its_history_what_private_tools_took_and_gave(tmp_path: Path) -> None:
+    @(one := Runstone()).agent
+    async def agent(run: Run) -> list[object]:
+        before = [[action.tool, action.input, action.output] for action in (await run.history()).actions]
+        await vault("pass-word")
+        return list(before)
+
+    async with running(one, tmp_path) as place:
+        first = await place.client.start("agent")
+        await first.result(timeout_s=20)
+        second = await place.client.start("agent", thread_id=first.thread_id)
+        seen = (await second.result(timeout_s=20)).output
+    assert seen == [["vault", {"secret": "pass-word"}, "pass-word!"]]
 
 
 async def test_a_call_that_is_cancelled_is_interrupted(tmp_path: Path) -> None:

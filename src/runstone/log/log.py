@@ -23,7 +23,7 @@ from runstone.log.windows import Windows
 from runstone.metrics import Metrics
 from runstone.service import Tasks, every
 from runstone.states import TERMINAL_EVENTS
-from runstone.store import Command, Committed, Entry, RunRow, Store
+from runstone.store import Command, Committed, Entry, RunRow, Store, ToStop
 from runstone.views import Page, Rows, ThreadRef
 
 logger = structlog.get_logger(__name__)
@@ -230,9 +230,9 @@ class Log:
     async def run_row(self, run_id: str) -> RunRow | None:
         return await self._store.run_row(run_id)
 
-    async def cancelling(self) -> list[str]:
-        """Unfinished runs that a cancel was asked for."""
-        return await self._store.cancelling()
+    async def to_stop(self, run_ids: Sequence[str]) -> dict[str, ToStop]:
+        """Which of these runs must not go on."""
+        return await self._store.to_stop(run_ids)
 
     async def read(self, thread: ThreadRef, *, after: int, limit: int = PAGE_ROWS_MAX) -> Page:
         """Events after a seq: those in memory, or one page from the store."""

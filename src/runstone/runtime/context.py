@@ -234,7 +234,9 @@ class Run:
 
     async def _newest(self, read: Callable[[str, ListQuery], Awaitable[Listing[T]]], limit: int) -> list[T]:
         """What a list has of before this run, its newest `limit`, oldest first; a page is bounded in bytes too."""
-        query = ListQuery(limit=limit, descending=True, thread_id=self.thread_id, before_seq=self._row.first_seq)
+        query = ListQuery(
+            limit=limit, descending=True, thread_id=self.thread_id, before_seq=self._row.first_seq, private=True
+        )
         found: list[T] = []
         while True:
             page = await read(self.user, query)

@@ -104,8 +104,12 @@ class Worker:
         """Finds what lost hints did not say."""
         self._work.set()
         with suppress(StoreFailed):
-            for run_id in await self._log.cancelling():
-                self.registry.cancel(run_id)
+            under_way = [running.run_id for running in self.registry if running.completed is None]
+            for run_id, why in (await self._log.to_stop(under_way)).items():
+                if why == "cancel":
+                    self.registry.cancel(run_id)
+                else:
+                    self._stop_if_running(run_id)
             statuses = await self._log.rows.statuses()
             for status in ("queued", "running", "waiting"):
                 self._metrics.runs.labels(status=status).set(statuses.get(status, 0))

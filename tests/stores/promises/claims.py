@@ -102,12 +102,14 @@ class Claims(Promises):
         ]
         assert [action.action_id for action in found.actions] == ["act_2"]
 
-    async def test_runs_that_a_cancel_was_asked_for_are_named_until_they_end(self, shop: Shop) -> None:
+    async def test_runs_that_must_not_go_on_are_named_with_the_reason(self, shop: Shop) -> None:
         run, other = await shop.running(), await shop.running()
         await shop.ask(c.cancel_run("alice", run.run_id, None))
-        assert await shop.store.cancelling() == [run.run_id]
+        both = [run.run_id, other.run_id, "run_unknown"]
+        assert await shop.store.to_stop(both) == {run.run_id: "cancel"}
+        assert await shop.store.to_stop([]) == {}
         await shop.end(run)
-        assert await shop.store.cancelling() == []
+        assert await shop.store.to_stop(both) == {run.run_id: "ended"}
         row = await shop.store.run_row(other.run_id)
         assert row == msgspec.structs.replace(other, status="running")
         assert await shop.store.run_row("run_unknown") is None

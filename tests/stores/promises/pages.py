@@ -71,7 +71,7 @@ class Pages(Promises):
         try:
             await asyncio.to_thread(reached.wait, 10)
             assert await shop.store.heads([run.thread]) == before
-            assert await shop.store.cancelling() == []
+            assert await shop.store.to_stop([run.run_id]) == {}
         finally:
             go_on.set()
             failpoints.disarm_all()

@@ -11,7 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from runstone.clock import Clock
 from runstone.errors import StoreFailed
 from runstone.resources import Action, Listing, Message, Run, Thread
-from runstone.store import Committed, Entry, RunRow
+from runstone.store import Committed, Entry, RunRow, ToStop
 from runstone.stores.migrations import check, migrate, plan
 from runstone.stores.sqlite.connection import (
     FileLock,
@@ -107,8 +107,8 @@ class SqliteStore:
     async def run_row(self, run_id: str) -> RunRow | None:
         return await self.read(Reader.run_row, run_id)
 
-    async def cancelling(self) -> list[str]:
-        return await self.read(Reader.cancelling)
+    async def to_stop(self, run_ids: Sequence[str]) -> dict[str, ToStop]:
+        return await self.read(Reader.to_stop, run_ids)
 
     async def read(self, method: Callable[Concatenate[Reader, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """One read, in a reader thread, on that thread's own connection."""

@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import apsw
@@ -22,7 +23,7 @@ from runstone.events import Event
 from runstone.limits import LIST_BYTES_MAX, PREVIEW_CHARS_MAX
 from runstone.messages import text_of
 from runstone.resources import Action, Listing, Message, Preview, Run, Thread, UsageSum
-from runstone.store import RunRow
+from runstone.store import RunRow, ToStop
 from runstone.stores.sqlite.connection import failing, transaction
 from runstone.stores.sqlite.writer import RUN_COLUMNS, USAGE_COLUMNS, fold_message, run_row
 from runstone.values import Json, decode
@@ -142,10 +143,14 @@ class Reader:
             row = self._db.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE run_id = ?", (run_id,)).fetchone()
             return None if row is None else run_row(row)
 
-    def cancelling(self) -> list[str]:
+    def to_stop(self, run_ids: Sequence[str]) -> dict[str, ToStop]:
         with failing():
-            sql = "SELECT run_id FROM runs WHERE ended_at IS NULL AND cancel_deadline IS NOT NULL"
-            return [row[0] for row in self._db.execute(sql)]
+            rows: list[Any] = self._db.execute(
+                "SELECT run_id, iif(ended_at IS NULL, 'cancel', 'ended') FROM json_each(?) JOIN runs ON run_id = value "
+                "WHERE ended_at IS NOT NULL OR cancel_deadline IS NOT NULL",
+                (json.dumps(list(run_ids)),),
+            ).fetchall()
+            return dict(rows)
 
     def threads(self, user_id: str, query: ListQuery) -> Listing[Thread]:
         where = _Where("user_id = ?", user_id).plus("deleted_at IS NULL")
@@ -186,9 +191,10 @@ class Reader:
         where.equal("status", query.status)
         if query.before_seq is not None:
             where.plus("seq < ?", query.before_seq)
+        build = partial(_action, private=query.private)
         with self._snapshot():
             return self._under_head(
-                user_id, query, lambda: self._listing(_ACTION, where, query, ("seq", "action_id"), _action)
+                user_id, query, lambda: self._listing(_ACTION, where, query, ("seq", "action_id"), build)
             )
 
     def state(self, user_id: str, thread_id: str, private: bool) -> tuple[dict[str, Json], int]:
@@ -361,9 +367,10 @@ def _run(row: dict[str, Any]) -> Run:
     )
 
 
-def _action(row: dict[str, Any]) -> Action:
-    if row.pop("private"):
-        row |= {"input": None, "output": None, "error": None}
+def _action(row: dict[str, Any], *, private: bool) -> Action:
+    """The action; a private one only in outline, as its events show it, unless the thread's own agent asks."""
+    if row.pop("private") and not private:
+        row |= {"tool": "private", "input": None, "output": None, "error": None}
     return Action(**_plain(row, "input", "output", "error"))
 
 
