@@ -105,6 +105,7 @@ class Reader:
         with failing():
             text = self._db.execute(sql, (thread.thread_id, thread.user_id, edge, limit, bytes_max)).get
         heads: dict[tuple[str | None, int | None], bytes] = {}
+        times: dict[int, bytes] = {}  # a commit has one
         found = []
         for seq, run_id, attempt, kind, time_us, private, payload in _rows_of.decode(text):
             head = heads.get((run_id, attempt))
@@ -113,7 +114,8 @@ class Reader:
             shown = payload.encode()
             if private:
                 shown = e.redacted(shown)
-            found.append(Event(seq, run_id, kind, e.envelope(seq, head, kind, to_rfc3339(time_us).encode(), shown)))
+            time = times.get(time_us) or times.setdefault(time_us, to_rfc3339(time_us).encode())
+            found.append(Event(seq, run_id, kind, e.envelope(seq, head, kind, time, shown)))
         return found
 
     def _head(self, user_id: str, thread_id: str) -> int:
