@@ -11,7 +11,7 @@ from benches.bench import Bench, Lost
 from benches.processes import runstone
 from benches.raw import recommit
 from benches.report import Row, at_most, percentile
-from benches.streams import RATE
+from benches.streams import RATE, start_paced
 from benches.viewers import Delays, Viewer, all_ended, open_viewers
 from benches.wire import Http, Pool
 
@@ -66,7 +66,7 @@ async def _under_load(folder: Path, streams: int, seconds: float) -> tuple[float
         viewers = [Viewer(thread_id, delays.take) for thread_id in threads[1:]]
         await open_viewers(server.port, viewers)
         begin_ns = time.monotonic_ns() + int((1 + streams / 200) * 1e9)
-        await pool.start("paced", threads[1:], count=int(seconds * RATE), rate=RATE, start_ns=begin_ns)
+        await start_paced(pool, threads[1:], seconds, begin_ns)
         await asyncio.sleep((begin_ns - time.monotonic_ns()) / 1e9)
         before = await http.raw("GET", "/metrics")
         loaded = await _query(http, queries, seconds)

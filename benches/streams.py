@@ -63,24 +63,23 @@ async def measure(folder: Path, streams: int, seconds: float) -> Measured:
         viewers = [Viewer(thread_id, delays.take) for thread_id in threads]
         await open_viewers(server.port, viewers)
         begin_ns = time.monotonic_ns() + int((1 + streams / 200) * 1e9)
-        await asyncio.gather(
-            *(
-                pool.start(
-                    "paced",
-                    [thread_id],
-                    count=int(seconds * RATE),
-                    rate=RATE,
-                    start_ns=begin_ns,
-                    phase_ns=int(index * 1e9 / RATE / streams),
-                )
-                for index, thread_id in enumerate(threads)
-            )
-        )
+        await start_paced(pool, threads, seconds, begin_ns)
         if time.monotonic_ns() > begin_ns:
             raise Lost("the runs could not be started in time")
         result = await _watch(server, viewers, delays, begin_ns, seconds)
         pool.close()
     return result
+
+
+async def start_paced(pool: Pool, threads: list[str], seconds: float, begin_ns: int) -> None:
+    """A run in each, which begin at that moment, evenly spread over one interval."""
+    count, step_ns = int(seconds * RATE), 1e9 / RATE / len(threads)
+    await asyncio.gather(
+        *(
+            pool.start("paced", [thread_id], count=count, rate=RATE, start_ns=begin_ns, phase_ns=int(index * step_ns))
+            for index, thread_id in enumerate(threads)
+        )
+    )
 
 
 async def measure_bare(folder: Path, streams: int, seconds: float) -> Measured:
