@@ -76,17 +76,18 @@ class Socket:
             return plain
 
     async def until(self, op: str, **members: object) -> dict[str, Any]:
-        while True:
-            frame = await self.receive()
-            if frame["op"] == op and all(frame.get(name) == value for name, value in members.items()):
-                return frame
+        async with asyncio.timeout(SOON_S):
+            while True:
+                frame = await self.receive()
+                if frame["op"] == op and all(frame.get(name) == value for name, value in members.items()):
+                    return frame
 
     async def until_event(self, kind: str, run_id: str) -> None:
-        while True:
-            frame = await self.receive()
-            for event in frame.get("events", ()):
-                if (event["type"], event.get("run_id")) == (kind, run_id):
-                    return
+        async with asyncio.timeout(SOON_S):
+            while True:
+                for event in (await self.until("events"))["events"]:
+                    if (event["type"], event.get("run_id")) == (kind, run_id):
+                        return
 
     async def subscribe(self, thread_id: str, after: int = 0, **rest: object) -> dict[str, Any]:
         await self.send(op="subscribe", id=f"to {thread_id}", thread_id=thread_id, after=after, **rest)
