@@ -6,6 +6,7 @@ The only file that picks implementations.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -69,6 +70,7 @@ class System:
         await self.log.stop()
 
 
+GC_THRESHOLDS = (50_000, 50, 100)  # with Python's own, full collections held 500 streams up: p99 190 ms became 100
 SWITCH_INTERVAL_S = (
     0.0001  # with Python's 5 ms a busy event loop starves the writer's thread: 54,000 events/s became 746
 )
@@ -107,6 +109,8 @@ def serve(config: Config, agents: Agents, *, ready: Callable[[str, int], None]) 
             remedy="Listen on 127.0.0.1, the default.",
         )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.freeze()  # what was imported stays: there is no need to look through it again and again
+    gc.set_threshold(*GC_THRESHOLDS)
     runner = asyncio.Runner(loop_factory=event_loop_factory)
     with _Signals() as signals:
         try:
