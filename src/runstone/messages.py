@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import cast
 
 from runstone import values
-from runstone.events import AgentThinking, Data, Delta, MessagePart
+from runstone.events import AgentThinking, Data, Delta, MessageDelta, MessagePart
 from runstone.values import Json
 
-_DELTA_PART = {True: "reasoning", False: "text"}
+_PART_TYPE: dict[type[Delta], str] = {AgentThinking: "reasoning", MessageDelta: "text"}
 
 
 class MessageFold:
@@ -23,17 +23,20 @@ class MessageFold:
 
     def feed(self, data: Data) -> None:
         if isinstance(data, Delta):
-            kind = _DELTA_PART[isinstance(data, AgentThinking)]
-            if data.part == len(self._parts):
-                self._parts.append((kind, []))
-            part = self._parts[data.part]
-            assert isinstance(part, tuple) and part[0] == kind, f"part {data.part} of {data.message_id} is not {kind}"
-            part[1].append(data.delta)
-            if kind == "text":
-                self.length += len(data.delta)
+            self.add(type(data), data.part, data.delta)
         elif isinstance(data, MessagePart):
             assert data.part == len(self._parts), f"part {data.part} of {data.message_id} came out of order"
             self._parts.append(values.decode(data.value))
+
+    def add(self, kind: type[Delta], number: int, delta: str) -> None:
+        """What feeding a delta does, without a record of it: this is done once a token."""
+        if number == len(self._parts):
+            self._parts.append((_PART_TYPE[kind], []))
+        part = self._parts[number]
+        assert isinstance(part, tuple) and part[0] == _PART_TYPE[kind], f"part {number} is not {_PART_TYPE[kind]}"
+        part[1].append(delta)
+        if kind is MessageDelta:
+            self.length += len(delta)
 
     def parts(self) -> list[dict[str, Json]]:
         """The message's parts, as resources show them."""
@@ -45,11 +48,6 @@ class MessageFold:
     def encoded(self) -> bytes:
         """The parts as a row keeps them."""
         return values.encode(self.parts())
-
-
-def user_parts(message: object) -> list[dict[str, Any]]:
-    """The parts of a message given as a string, or as a list of parts."""
-    return [{"type": "text", "text": message}] if isinstance(message, str) else cast("list[dict[str, Any]]", message)
 
 
 def text_of(parts: Iterable[dict[str, Json]]) -> str:

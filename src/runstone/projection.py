@@ -339,6 +339,10 @@ _RULES: dict[type[e.Data], Callable[[e.Draft, Place], list[Change]]] = {
 }
 
 
+# Events that change no row, tokens among them: nothing has to be asked about these.
+WITHOUT_ROWS = frozenset(kind for kind, name in e.TYPE_OF.items() if kind not in _RULES and name not in ACTIVITY)
+
+
 def _run_id(draft: e.Draft) -> str:
     assert draft.run_id is not None, f"{draft.type} is an event of a run"
     return draft.run_id

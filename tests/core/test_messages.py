@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from runstone import events as e
 from runstone import values
-from runstone.messages import MessageFold, text_of, user_parts
+from runstone.messages import MessageFold, text_of
 from tests.stores.making import said, thought
 
 
@@ -43,8 +43,3 @@ def test_a_part_out_of_order_or_of_another_kind_is_a_contradiction() -> None:
         fold = MessageFold([said("m", "a")])
         with pytest.raises(AssertionError):
             fold.feed(wrong)
-
-
-def test_a_message_given_as_text_is_one_part() -> None:
-    assert user_parts("hi") == [{"type": "text", "text": "hi"}]
-    assert user_parts([{"type": "data", "value": 1}]) == [{"type": "data", "value": 1}]

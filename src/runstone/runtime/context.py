@@ -361,7 +361,7 @@ class Message:
             if self._bytes > MESSAGE_BYTES_MAX:
                 raise TooLarge(f"A message takes at most {MESSAGE_BYTES_MAX} bytes.", remedy="Begin another message.")
             offset, self._offset = self._offset, self._offset + len(piece)
-            self._fold.feed(kind(message_id=self.message_id, part=self._part, offset=offset, delta=piece))
+            self._fold.add(kind, self._part, piece)
             await self._outbox().delta(kind, self.message_id, self._part, offset, piece)
 
     async def _end_part(self) -> None:

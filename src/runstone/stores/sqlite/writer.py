@@ -23,7 +23,7 @@ from runstone.errors import RunstoneError, StaleAttempt, StoreFailed
 from runstone.events import Draft, Event
 from runstone.failpoints import hit
 from runstone.messages import MessageFold
-from runstone.projection import KEYS, Change, Place, changes
+from runstone.projection import KEYS, WITHOUT_ROWS, Change, Place, changes
 from runstone.states import TERMINAL_EVENTS
 from runstone.store import (
     Append,
@@ -360,8 +360,9 @@ class _Batch:
         kind = draft.type
         thread = None if kind == "thread_created" else writer.thread(ref.thread_id)
         seq = 1 if thread is None else thread.head + 1
-        for change in changes(draft, Place(ref.thread_id, ref.user_id, seq, writer.time_us)):
-            writer.change(change)
+        if type(draft.data) not in WITHOUT_ROWS:
+            for change in changes(draft, Place(ref.thread_id, ref.user_id, seq, writer.time_us)):
+                writer.change(change)
         (thread or writer.thread(ref.thread_id)).head = seq
         if kind == "thread_deleted":
             writer.delete_keys(ref.thread_id)
