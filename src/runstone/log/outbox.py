@@ -42,6 +42,11 @@ class Outbox:
         self, kind: type[AgentThinking | MessageDelta], message_id: str, part: int, offset: int, text: str
     ) -> None:
         """Text of one part, at most DELTA_BYTES_MAX; joins what is waiting of the same part."""
+        if self.put(kind, message_id, part, offset, text):
+            await self.pause()
+
+    def put(self, kind: type[AgentThinking | MessageDelta], message_id: str, part: int, offset: int, text: str) -> bool:
+        """What `delta` does, without waiting: this is done once a token. True: `pause` before saying more."""
         if self.failure is not None:
             raise self.failure
         size = len(text) if text.isascii() else len(text.encode())
@@ -58,12 +63,19 @@ class Outbox:
             self._count(size)
         else:
             self._add(_Pending(kind, message_id, part, offset, text, size), size + _DRAFT_BYTES)
-        await self._breathe()
+        return self._crowded()
+
+    async def pause(self) -> None:
+        """Waits for room, and lets others have their turn."""
+        while self.failure is None and (self._bytes >= RUN_BUFFER_BYTES_MAX or self._space.full):
+            await self._space.wait()
+        await asyncio.sleep(0)
 
     async def write(self, *drafts: Draft) -> None:
         """Buffered: returns before the commit."""
         self._add_all(drafts)
-        await self._breathe()
+        if self._crowded():
+            await self.pause()
 
     async def append(self, *drafts: Draft) -> None:
         """A barrier: everything said before, then these, committed."""
@@ -147,12 +159,9 @@ class Outbox:
         self._bytes += size
         self._space.take(size)
 
-    async def _breathe(self) -> None:
-        while self.failure is None and (self._bytes >= RUN_BUFFER_BYTES_MAX or self._space.full):
-            await self._space.wait()
+    def _crowded(self) -> bool:
         self._writes += 1
-        if self._writes % _YIELD_EVERY == 0:
-            await asyncio.sleep(0)
+        return self._writes % _YIELD_EVERY == 0 or self._bytes >= RUN_BUFFER_BYTES_MAX or self._space.full
 
 
 class _Pending:

@@ -338,6 +338,10 @@ class Message:
             raise TypeError(f"a delta is text, not {type(delta).__name__}")
         if self._closed:
             raise RuntimeError("the message is complete; open another with run.message()")
+        if kind is self._kind and not self._held and delta.isascii() and len(delta) <= e.DELTA_CHARS_MAX:
+            if self._put(kind, delta, len(delta)):  # the way of nearly every token, and so the short one
+                await self._outbox().pause()
+            return
         if kind is not self._kind:
             await self._end_part()
             self._kind, self._part, self._offset = kind, self._part + 1, 0
@@ -357,12 +361,16 @@ class Message:
     async def _send(self, kind: type[e.AgentThinking | e.MessageDelta], text: str) -> None:
         for start in range(0, len(text) or 1, e.DELTA_CHARS_MAX):
             piece = text[start : start + e.DELTA_CHARS_MAX] if len(text) > e.DELTA_CHARS_MAX else text
-            self._bytes += len(piece) if piece.isascii() else len(piece.encode())
-            if self._bytes > MESSAGE_BYTES_MAX:
-                raise TooLarge(f"A message takes at most {MESSAGE_BYTES_MAX} bytes.", remedy="Begin another message.")
-            offset, self._offset = self._offset, self._offset + len(piece)
-            self._fold.add(kind, self._part, piece)
-            await self._outbox().delta(kind, self.message_id, self._part, offset, piece)
+            if self._put(kind, piece, len(piece) if piece.isascii() else len(piece.encode())):
+                await self._outbox().pause()
+
+    def _put(self, kind: type[e.AgentThinking | e.MessageDelta], piece: str, size: int) -> bool:
+        self._bytes += size
+        if self._bytes > MESSAGE_BYTES_MAX:
+            raise TooLarge(f"A message takes at most {MESSAGE_BYTES_MAX} bytes.", remedy="Begin another message.")
+        offset, self._offset = self._offset, self._offset + len(piece)
+        self._fold.add(kind, self._part, piece)
+        return self._outbox().put(kind, self.message_id, self._part, offset, piece)
 
     async def _end_part(self) -> None:
         if self._held and self._kind is not None:
