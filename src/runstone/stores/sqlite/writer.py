@@ -46,7 +46,7 @@ logger = structlog.get_logger(__name__)
 
 _EVENT_COLUMNS = "pos, thread_no, seq, run_no, attempt, user_id, type, time, private, payload"
 _EVENT_WIDTH = 10
-_ROWS_A_STATEMENT = (64, 8, 1)
+_ROWS_A_STATEMENT = (512, 64, 8, 1)  # each statement is one fight for the interpreter lock
 _INSERT_EVENTS = {
     rows: f"INSERT INTO events ({_EVENT_COLUMNS}) VALUES "
     + ", ".join(["(" + ", ".join("?" * _EVENT_WIDTH) + ")"] * rows)
