@@ -28,7 +28,8 @@ TOKENS = 20_000
 CLIENTS = 20  # every other one over SSE
 CUTS = 2_000
 WITHIN_S = 60.0
-CUT_AFTER_BYTES = 6_000  # on the average: inside the handshake now and then, after some dozens of events mostly
+CUT_AFTER_BYTES = 6_000  # on the average: inside the handshake now and then, inside of frames mostly
+CUT_AFTER_S = 0.06  # on the average: time for some frames, so that every cut finds another cursor
 PIECE_BYTES = 16 * 1024  # what the relay passes on at once: less than most frames, so that cuts fall inside them
 
 
@@ -63,11 +64,14 @@ class Relay:
 
     async def _relay(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         to_server: asyncio.StreamWriter | None = None
-        up: asyncio.Task[None] | None = None
+        up: asyncio.Task[bool] | None = None
         try:
             from_server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port)
-            up = asyncio.create_task(self._pass_on(reader, to_server, name, None))
-            await self._pass_on(from_server, writer, name, self._budget(name))
+            up = asyncio.create_task(_pass_on(reader, to_server, None))
+            if self.cuts.setdefault(name, 0) < CUTS // CLIENTS:
+                self.cuts[name] += await self._pass_some(name, from_server, writer)
+            else:
+                await _pass_on(from_server, writer, None)
         except OSError:
             pass
         finally:
@@ -77,25 +81,30 @@ class Relay:
                 if end is not None:
                     end.transport.abort()
 
-    def _budget(self, name: str) -> int | None:
-        """After how many bytes this connection is cut; none once there were cuts enough."""
-        if self.cuts.setdefault(name, 0) == CUTS // CLIENTS:
-            return None
+    async def _pass_some(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Until the cut, unless the end comes first: half of them fall after so many bytes, half after so much time."""
         dice = self._dice.setdefault(name, random.Random(f"{self._seed} {name}"))
-        return int(dice.expovariate(1 / CUT_AFTER_BYTES))
+        soon = dice.random() < 0.5
+        size = int(dice.expovariate(1 / CUT_AFTER_BYTES)) if soon else None
+        delay_s = None if soon else dice.expovariate(1 / CUT_AFTER_S)
+        try:
+            async with asyncio.timeout(delay_s):
+                return await _pass_on(reader, writer, size)
+        except TimeoutError:
+            return True
 
-    async def _pass_on(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str, budget: int | None
-    ) -> None:
-        while piece := await reader.read(PIECE_BYTES):
-            if budget is not None and len(piece) >= budget:
-                self.cuts[name] += 1
-                writer.write(piece[:budget])
-                await writer.drain()
-                return  # whoever relays aborts both ends
-            budget = None if budget is None else budget - len(piece)
-            writer.write(piece)
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int | None) -> bool:
+    """Whether the size was reached before the end."""
+    while piece := await reader.read(PIECE_BYTES):
+        if size is not None and len(piece) >= size:
+            writer.write(piece[:size])
             await writer.drain()
+            return True
+        size = None if size is None else size - len(piece)
+        writer.write(piece)
+        await writer.drain()
+    return False
 
 
 @dataclass
@@ -106,7 +115,7 @@ class Viewer:
     thread_id: str
     events: list[bytes] = field(default_factory=list)
     cursor: int = 0
-    connections: int = 0
+    cursors: list[int] = field(default_factory=list)  # that it came back with
     ended: bool = False
 
     def take(self, wire: bytes) -> None:
@@ -118,7 +127,7 @@ class Viewer:
     async def follow(self, watch: Callable[[Viewer], Awaitable[None]]) -> None:
         """Until the run's end, whatever happens to the connections."""
         while not self.ended:
-            self.connections += 1
+            self.cursors.append(self.cursor)
             with contextlib.suppress(OSError, EOFError, httpx.TransportError, InvalidHandshake, WebSocketException):
                 await watch(self)  # when it is cut, it comes back with its cursor
 
@@ -166,13 +175,13 @@ async def test_clients_that_are_cut_at_random_end_with_the_bytes_of_the_log(serv
     began = asyncio.get_running_loop().time()
     async with live(server) as api, asyncio.timeout(WITHIN_S):
         thread_id = await api.thread()
-        run = await api.start("tokens", {"count": TOKENS, "delay_s": 0.002, "burst": 4}, thread_id)
+        run = await api.start("tokens", {"count": TOKENS, "delay_s": 0.003, "burst": 4}, thread_id)
         viewers = await _followed(relay, thread_id)
         run = await api.ended(run)
         await _compare(api, run, viewers)
     cuts = sum(relay.cuts.values())
     took = asyncio.get_running_loop().time() - began
-    sys.stdout.write(f"{cuts} cuts, {sum(viewer.connections for viewer in viewers)} connections, {took:.1f} s\n")
+    sys.stdout.write(f"{cuts} cuts, {sum(len(viewer.cursors) for viewer in viewers)} connections, {took:.1f} s\n")
     assert cuts == CUTS
     assert run["output"] == TOKENS
 
@@ -204,6 +213,7 @@ async def _compare(api: Live, run: dict[str, object], viewers: list[Viewer]) -> 
     said = "".join(f"tok{number} " for number in range(TOKENS))
     assert [message["content"] for message in messages if message["role"] == "assistant"] == [said]
     for viewer in viewers:
+        assert len(set(viewer.cursors)) > CUTS / CLIENTS / 5, "it was cut, but hardly ever on its way"
         assert b"\n".join(viewer.events) == b"\n".join(log)
         deltas = [msgspec.json.decode(wire)["data"]["delta"] for wire in viewer.events if b'"message_delta"' in wire]
         assert "".join(deltas) == said

@@ -28,7 +28,7 @@ TEXT_BYTES = 600_000
 RECEIVE_BUFFER_BYTES = 64 * 1024
 MIB = 1024 * 1024
 PIECE_BYTES = 16 * 1024
-BYTES_A_SECOND = MIB // 2  # a frame of an event of 600 KB takes two deadlines, and each deadline sees some of it gone
+BYTES_A_SECOND = MIB  # a frame of an event of 600 KB takes longer than the deadline, which sees some of it gone
 GROWTH_BYTES_MAX = STALLED * 4 * MIB  # for each a page, its frames and a write buffer, of the 28 MiB it is owed
 
 
@@ -238,8 +238,8 @@ async def test_a_reader_that_reads_slowly_over_a_websocket_gets_everything(
 
 
 def _late(log: list[bytes]) -> int:
-    """A cursor with some 3 MiB after it."""
-    left = 3 * MIB
+    """A cursor with some 6 MiB after it."""
+    left = 6 * MIB
     for at in range(len(log) - 1, 0, -1):
         left -= len(log[at])
         if left < 0:

@@ -13,6 +13,7 @@ import httpx2
 import pytest
 from httpx_sse import ServerSentEvent, aconnect_sse
 
+from runstone.limits import PAGE_ROWS_MAX
 from tests.support.live import Live, live
 from tests.support.server import ServerProcess
 
@@ -149,7 +150,8 @@ async def test_a_runs_stream_ends_after_its_terminal_event_while_its_thread_goes
     run = await api.start("tokens", {"count": 100, "delay_s": 0.002}, thread_id)
     frames = [frame async for frame in follow(f"{serving.url}/v1/runs/{run['run_id']}/events")]
     ended = await api.ended(run)
-    await api.finished("tokens", {"count": 3000}, thread_id)  # more than a page behind it
+    await api.finished("tokens", {"count": 30_000}, thread_id)
+    assert len(await api.log(thread_id)) > ended["last_seq"] + PAGE_ROWS_MAX, "the head is more than a page away"
     again = [frame async for frame in follow(f"{serving.url}/v1/runs/{run['run_id']}/events")]
     wanted = [(await api.log(thread_id))[seq - 1] for seq in range(ended["first_seq"], ended["last_seq"] + 1)]
     for seen in (frames, again):
