@@ -19,7 +19,7 @@ from httpx_sse import aconnect_sse
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidHandshake, WebSocketException
 
-from tests.support.live import Live, live
+from tests.support.live import Live, assert_same, live
 from tests.support.server import ServerProcess
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(120)]
@@ -214,6 +214,6 @@ async def _compare(api: Live, run: dict[str, object], viewers: list[Viewer]) -> 
     assert [message["content"] for message in messages if message["role"] == "assistant"] == [said]
     for viewer in viewers:
         assert len(set(viewer.cursors)) > CUTS / CLIENTS / 5, "it was cut, but hardly ever on its way"
-        assert b"\n".join(viewer.events) == b"\n".join(log)
+        assert_same(viewer.events, log)
         deltas = [msgspec.json.decode(wire)["data"]["delta"] for wire in viewer.events if b'"message_delta"' in wire]
         assert "".join(deltas) == said

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from websockets.asyncio.client import connect
 
-from tests.support.live import Live, live
+from tests.support.live import Live, assert_same, live
 from tests.support.server import ServerProcess
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -124,7 +124,7 @@ async def test_readers_that_read_nothing_are_cut_off_in_bounded_memory_while_oth
 ) -> None:
     thread_id = await large(api, large_thread)
     log = await api.log(thread_id)
-    assert await read_all(api, thread_id, len(log)) == log
+    assert_same(await read_all(api, thread_id, len(log)), log)
     before = resident_bytes(serving.pid)
     aborted = await metric(api, "runstone_connections_aborted_total")
     stalled = [await stall(serving.port, thread_id, sse=number % 2 == 0) for number in range(STALLED)]
@@ -134,7 +134,7 @@ async def test_readers_that_read_nothing_are_cut_off_in_bounded_memory_while_oth
         async with asyncio.timeout(SOON_S):
             while await metric(api, "runstone_connections_aborted_total") < aborted + STALLED:
                 highest = max(highest, resident_bytes(serving.pid))
-            assert await reading == log
+            assert_same(await reading, log)
             while await metric(api, 'runstone_connections{protocol="ws"}') + await metric(
                 api, 'runstone_connections{protocol="sse"}'
             ):
@@ -234,7 +234,7 @@ async def test_a_reader_that_reads_slowly_over_a_websocket_gets_everything(
                 break
             found += map(bytes, msgspec.json.decode(frame.get("events", b"[]"), type=list[msgspec.Raw]))
     assert asyncio.get_running_loop().time() - began > 5 * SEND_DEADLINE_S
-    assert found == log[after:]
+    assert_same(found, log[after:])
 
 
 def _late(log: list[bytes]) -> int:

@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from runstone.limits import MIB
-from tests.support.live import Live, live
+from tests.support.live import Live, assert_same, live
 from tests.support.server import ServerProcess
 
 pytestmark = pytest.mark.anyio
@@ -161,12 +161,12 @@ async def test_a_subscription_shows_the_bytes_of_the_log_in_few_frames_then_goes
         answer = await socket.subscribe(thread_id)
         assert answer["head"] == len(log)
         await socket.until("caught_up", thread_id=thread_id)
-        assert socket.events[thread_id] == log
+        assert_same(socket.events[thread_id], log)
         assert socket.caught_up[thread_id] == [len(log)]
         assert len(socket.frame_bytes) <= 2 + sum(map(len, log)) // (100 * 1024), "coalesced"
         run = await api.start("tokens", {"count": 50, "delay_s": 0.001}, thread_id)
         await socket.until_event("agent_completed", run["run_id"])
-        assert socket.events[thread_id] == await api.log(thread_id)
+        assert_same(socket.events[thread_id], await api.log(thread_id))
         assert socket.caught_up[thread_id] == [len(log)]
 
 
@@ -177,7 +177,7 @@ async def test_frames_of_large_events_stay_below_a_mebibyte_and_reach_a_client_w
     async with opened(api) as socket:  # `websockets` refuses frames over 1 MiB by default
         await socket.subscribe(thread_id)
         await socket.until("caught_up", thread_id=thread_id)
-    assert socket.events[thread_id] == await api.log(thread_id)
+    assert_same(socket.events[thread_id], await api.log(thread_id))
     assert 600_000 < max(socket.frame_bytes) < MIB
 
 
@@ -193,7 +193,7 @@ async def test_several_threads_share_a_socket_and_none_holds_back_another(api: L
                 if event["type"] == "agent_completed":
                     pending.discard(event["run_id"])
         for thread_id in threads:
-            assert socket.events[thread_id] == await api.log(thread_id)
+            assert_same(socket.events[thread_id], await api.log(thread_id))
 
 
 async def test_after_the_ok_of_a_second_subscribe_only_events_after_its_cursor_come(api: Live) -> None:
@@ -211,7 +211,7 @@ async def test_after_the_ok_of_a_second_subscribe_only_events_after_its_cursor_c
                 assert frame["op"] in {"events", "caught_up"}
                 assert frame.get("events", [{"seq": after + 1}])[0]["seq"] == after + 1
         await socket.until("caught_up", thread_id=thread_id)
-        assert socket.events[thread_id] == log[after:]
+        assert_same(socket.events[thread_id], log[after:])
         assert socket.caught_up[thread_id] == [len(log)]
 
 
@@ -315,7 +315,7 @@ async def test_refused_subscribes_are_error_frames_and_leave_the_subscription_th
         assert (await socket.until("error", id="x"))["code"] == "invalid"
         run = await api.start("echo", "still here", thread_id)
         await socket.until_event("agent_completed", run["run_id"])
-        assert socket.events[thread_id] == await api.log(thread_id)
+        assert_same(socket.events[thread_id], await api.log(thread_id))
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ async def test_sigterm_closes_with_1012_and_the_cursor_is_good_afterwards(server
     async with live(server) as api, opened(api) as again:
         await again.subscribe(thread_id, len(seen))
         await again.until("caught_up")
-        assert seen + again.events[thread_id] == await api.log(thread_id)
+        assert_same(seen + again.events[thread_id], await api.log(thread_id))
 
 
 async def test_many_sockets_that_vanish_without_a_word_leave_nothing_behind(api: Live) -> None:
