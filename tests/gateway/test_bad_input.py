@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
@@ -48,7 +48,6 @@ CHECKS = [
 ]
 CLOSES = {1007, 1009, 4400, 4413, 4429}  # 1007: text that is not UTF-8
 SOON_S = 20.0
-GENERATOR_TRIES = 10
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,7 @@ def _try(operation: Any, mode: GenerationMode, there: dict[str, str]) -> None:
     """Random requests; half of them about things that exist, so that they come past the first door."""
 
     @FEW
-    @given(case=operation.as_strategy(generation_mode=mode), known=st.booleans())
+    @given(case=_generated(operation.as_strategy(generation_mode=mode)), known=st.booleans())
     def ask(case: schemathesis.Case[Any], known: bool) -> None:
         if "wait_s" in (case.query or {}):
             case.query.pop("wait_s")  # an honest wait of a minute
@@ -105,14 +104,16 @@ def _try(operation: Any, mode: GenerationMode, there: dict[str, str]) -> None:
             assert problem["code"] != "internal"
             assert problem["remedy"]
 
-    for attempt in range(GENERATOR_TRIES):
-        try:
-            ask()
-        except InvalidSchema:  # the generator could not carry out a mutation that it had chosen
-            if attempt == GENERATOR_TRIES - 1:
-                raise
-        else:
-            return
+    ask()
+
+
+@st.composite
+def _generated(draw: st.DrawFn, cases: st.SearchStrategy[Any]) -> Any:
+    """A case; one for which the generator cannot carry out the mutation that it chose itself counts as not drawn."""
+    try:
+        return draw(cases)
+    except InvalidSchema:
+        reject()
 
 
 # --- frames ------------------------------------------------------------
