@@ -43,6 +43,12 @@ class Config(BaseSettings):
         description="seconds that a client may read nothing before it is cut off; its cursor stays good",
     )
     sockets_a_user: int = Field(default=10_000, ge=1, le=1_000_000, description="open streams of one user")
+    breaker_failures: int = Field(
+        default=5, ge=1, le=1000, description="failures in a row of a tool or provider that open its breaker"
+    )
+    breaker_recovery_s: float = Field(
+        default=30.0, gt=0, le=3600, description="seconds that an open breaker refuses before it lets one try through"
+    )
     debug: bool = Field(default=False, description="show the messages of all exceptions to clients, and log more")
 
     @field_validator("origins", "hosts", mode="before")

@@ -74,6 +74,13 @@ class Metrics:
         self.loop_blocked = Counter(
             "runstone_loop_blocked", "Times that code held the event loop for too long", registry=registry
         )
+        self.breaker_state = Gauge(
+            "runstone_breaker_state", "0 closed, 1 half-open, 2 open", ["breaker"], registry=registry
+        )
+        self.breaker_refusals = Counter(
+            "runstone_breaker_refusals", "Calls and starts that an open breaker refused", ["breaker"], registry=registry
+        )
+        self.tool_retries = Counter("runstone_tool_retries", "Calls made once more", ["tool"], registry=registry)
         self.buffer_bytes = Gauge("runstone_buffer_bytes", "Said by runs and not yet committed", registry=registry)
 
     def exposition(self) -> bytes:
