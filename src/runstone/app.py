@@ -55,6 +55,7 @@ class Runstone:
         on_crash: OnCrash = "resume",
         max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TIMEOUT_S,
+        provider: str | None = None,
     ) -> Callable[[F], F]: ...
     def agent(
         self,
@@ -65,15 +66,24 @@ class Runstone:
         on_crash: OnCrash = "resume",
         max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TIMEOUT_S,
+        provider: str | None = None,
     ) -> F | Callable[[F], F]:
         """Registers an async function, or an async generator of text, under its name.
 
-        `timeout_s` is running time. Raises BadConfig on what cannot be an agent.
+        `timeout_s` is running time. `provider` names the circuit breaker of whom the agent depends on: while it is
+        open, a start is answered with 503. Raises BadConfig on what cannot be an agent.
         """
 
         def register(function: F) -> F:
             self.agents.add(
-                define_agent(function, name=name, on_crash=on_crash, max_attempts=max_attempts, timeout_s=timeout_s)
+                define_agent(
+                    function,
+                    name=name,
+                    on_crash=on_crash,
+                    max_attempts=max_attempts,
+                    timeout_s=timeout_s,
+                    provider=provider,
+                )
             )
             return function
 
@@ -85,7 +95,15 @@ class Runstone:
     def tool(self, function: Callable[P, R], /) -> Tool[P, R]: ...
     @overload
     def tool(
-        self, /, *, name: str | None = None, timeout_s: float | None = None, private: bool = False
+        self,
+        /,
+        *,
+        name: str | None = None,
+        timeout_s: float | None = None,
+        retries: int = 0,
+        idempotent: bool = False,
+        provider: str | None = None,
+        private: bool = False,
     ) -> ToolMaker: ...
     def tool(
         self,
@@ -94,15 +112,28 @@ class Runstone:
         *,
         name: str | None = None,
         timeout_s: float | None = None,
+        retries: int = 0,
+        idempotent: bool = False,
+        provider: str | None = None,
         private: bool = False,
     ) -> Any:
         """Makes a function a tool: inside a run a call is an action, and is awaited; outside it is a plain function.
 
         Sync functions run in a thread. Clients see of a private tool that it ran, and nothing else.
+        `timeout_s` is that of one try; a call that failed is made again up to `retries` times, which only tools may
+        have that are declared `idempotent`. `provider` names the circuit breaker, else the tool's name does.
         """
 
         def register(function: Callable[..., Any]) -> Tool[..., Any]:
-            return Tool(function, name=name, timeout_s=timeout_s, private=private)
+            return Tool(
+                function,
+                name=name,
+                timeout_s=timeout_s,
+                retries=retries,
+                idempotent=idempotent,
+                provider=provider,
+                private=private,
+            )
 
         return register if function is None else register(function)
 

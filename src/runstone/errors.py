@@ -151,8 +151,14 @@ class Limited(RunstoneError):
 
 
 class Unavailable(RunstoneError):
+    """`retry_after_s` is when to ask again, where that is known."""
+
     code, status, title = "unavailable", 503, "Not ready"
     remedy = "Try again in a moment."
+
+    def __init__(self, detail: str, *, remedy: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(detail, remedy=remedy)
+        self.retry_after_s = retry_after_s
 
 
 class StoreFailed(RunstoneError):

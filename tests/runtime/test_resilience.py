@@ -6,17 +6,19 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import stamina._core
 
+from runstone.clock import to_datetime
 from runstone.errors import AgentError, Invalid, StaleAttempt, ToolError
 from runstone.metrics import Metrics
 from runstone.runtime import resilience
-from runstone.runtime.breakers import Breakers, Refused
-from runstone.runtime.resilience import Caller, Policy
+from runstone.runtime.breakers import Breakers
+from runstone.runtime.resilience import Calls, Policy
 from tests.support.clocks import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -32,9 +34,9 @@ class Bench:
         self.clock = ManualClock()
         self.metrics = Metrics()
         self.breakers = Breakers(self.clock, self.metrics, failures=3, recovery_s=RECOVERY_S)
-        self.caller = Caller(self.breakers, self.metrics, dice=lambda: 0.5)
+        self.calls = Calls(self.breakers, self.clock, self.metrics, dice=lambda: 0.5)
         self.retries: list[tuple[int, float, str]] = []
-        self.left_s = 3600.0
+        self.deadline = to_datetime(self.clock.now_us()) + timedelta(hours=1)
 
     async def call(
         self,
@@ -49,7 +51,7 @@ class Bench:
 
         policy = Policy(tool=name, breaker=name, timeout_s=timeout_s, retries=retries)
         async with asyncio.timeout(WAIT_S):
-            return await self.caller.call(call, policy, time_left_s=lambda: self.left_s, on_retry=on_retry)
+            return await self.calls.make(call, policy, deadline=self.deadline, on_retry=on_retry)
 
     async def fails(self, error: Exception, name: str = "search", **kwargs: Any) -> None:
         with pytest.raises(type(error)) as caught:
@@ -292,24 +294,24 @@ async def test_reports_open_a_breaker_and_close_it(bench: Bench) -> None:
 async def test_one_start_in_each_recovery_time_is_let_through_until_something_is_known(bench: Bench) -> None:
     await bench.opened("llm")
     with bench.breakers.start("llm") as start:
-        assert start.refused is not None
-        assert start.refused.again_s == RECOVERY_S
+        assert start.refusal is not None
+        assert start.refusal.retry_after_s == RECOVERY_S
     bench.clock.seconds = RECOVERY_S
     with bench.breakers.start("llm") as start, bench.breakers.start("llm") as second:
-        assert start.refused is None
-        assert isinstance(second.refused, Refused)
+        assert start.refusal is None
+        assert second.refusal is not None
         start.used = True
     bench.clock.seconds += 10
     with bench.breakers.start("llm") as start:
-        assert start.refused is not None
-        assert start.refused.again_s == RECOVERY_S - 10
+        assert start.refusal is not None
+        assert start.refusal.retry_after_s == RECOVERY_S - 10
     bench.clock.seconds += 20
     with bench.breakers.start("llm") as start:  # nothing was heard of the first one
-        assert start.refused is None
+        assert start.refusal is None
     bench.breakers.report("llm", failed=False)
     for _ in range(3):
         with bench.breakers.start("llm") as start:
-            assert start.refused is None
+            assert start.refusal is None
 
 
 async def test_a_start_that_comes_to_nothing_gives_the_turn_back(bench: Bench) -> None:
@@ -323,7 +325,7 @@ async def test_a_start_that_comes_to_nothing_gives_the_turn_back(bench: Bench) -
     with pytest.raises(Invalid):
         broken()
     with bench.breakers.start("llm") as start:
-        assert start.refused is None
+        assert start.refusal is None
 
 
 # --- timeouts ----------------------------------------------------------------------------------------------------
@@ -383,14 +385,14 @@ async def test_pauses_grow_are_spread_and_have_a_bound(bench: Bench, monkeypatch
 
     monkeypatch.setattr(stamina._core, "_smart_sleep", at_once)
     breakers = Breakers(bench.clock, bench.metrics, failures=100, recovery_s=RECOVERY_S)
-    bench.caller = Caller(breakers, bench.metrics, dice=lambda: 1.0)
+    bench.calls = Calls(breakers, bench.clock, bench.metrics, dice=lambda: 1.0)
     await bench.fails(ConnectionError("down"), retries=7)
     assert [pause_s for _, pause_s, _ in bench.retries] == [0.75, 1.5, 3, 6, 12, 15, 15]
 
 
 @pytest.mark.usefixtures("quick")
 async def test_no_pause_takes_more_than_half_of_the_time_that_is_left(bench: Bench) -> None:
-    bench.left_s = 0.02
+    bench.deadline = to_datetime(bench.clock.now_us()) + timedelta(seconds=0.02)
     await bench.fails(ConnectionError("down"), retries=5)
     assert [pause_s for _, pause_s, _ in bench.retries] == [0.00625]
 
@@ -410,7 +412,7 @@ async def test_a_cancel_while_people_are_told_ends_the_call(bench: Bench) -> Non
         await asyncio.Event().wait()
 
     policy = Policy(tool="search", breaker="search", timeout_s=None, retries=3)
-    trying = asyncio.create_task(bench.caller.call(call, policy, time_left_s=lambda: 100.0, on_retry=on_retry))
+    trying = asyncio.create_task(bench.calls.make(call, policy, deadline=bench.deadline, on_retry=on_retry))
     await telling.wait()
     trying.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -431,7 +433,7 @@ async def test_a_cancel_in_the_pause_ends_the_call(bench: Bench) -> None:
         told.set()
 
     policy = Policy(tool="search", breaker="search", timeout_s=None, retries=3)
-    trying = asyncio.create_task(bench.caller.call(call, policy, time_left_s=lambda: 100.0, on_retry=on_retry))
+    trying = asyncio.create_task(bench.calls.make(call, policy, deadline=bench.deadline, on_retry=on_retry))
     await told.wait()
     trying.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -446,7 +448,7 @@ async def test_an_error_while_people_are_told_ends_the_call(bench: Bench) -> Non
 
     policy = Policy(tool="search", breaker="search", timeout_s=None, retries=3)
     with pytest.raises(StaleAttempt):
-        await bench.caller.call(raising(ConnectionError("down")), policy, time_left_s=lambda: 100.0, on_retry=on_retry)
+        await bench.calls.make(raising(ConnectionError("down")), policy, deadline=bench.deadline, on_retry=on_retry)
 
 
 # --- retries and breakers together -------------------------------------------------------------------------------
@@ -486,7 +488,7 @@ async def test_a_retry_waits_for_the_breaker_that_its_call_has_opened(
 
 async def test_a_breaker_that_stays_open_for_long_is_not_waited_for(bench: Bench) -> None:
     breakers = Breakers(bench.clock, bench.metrics, failures=1, recovery_s=61)
-    bench.caller = Caller(breakers, bench.metrics)
+    bench.calls = Calls(breakers, bench.clock, bench.metrics)
     await bench.fails(ConnectionError("down"), retries=5)
     assert bench.retries == []
 
@@ -494,7 +496,7 @@ async def test_a_breaker_that_stays_open_for_long_is_not_waited_for(bench: Bench
 @pytest.mark.usefixtures("quick")
 async def test_a_retry_that_meets_somebody_elses_try_counts_as_one(bench: Bench) -> None:
     breakers = Breakers(bench.clock, bench.metrics, failures=1, recovery_s=0.001)
-    bench.caller = Caller(breakers, bench.metrics, dice=lambda: 0.5)
+    bench.calls = Calls(breakers, bench.clock, bench.metrics, dice=lambda: 0.5)
     held = Held()
     trying: list[asyncio.Task[Any]] = []
 
@@ -510,7 +512,7 @@ async def test_a_retry_that_meets_somebody_elses_try_counts_as_one(bench: Bench)
 
     policy = Policy(tool="search", breaker="search", timeout_s=None, retries=2)
     with pytest.raises(ToolError, match="one call tries it again") as caught:
-        await bench.caller.call(call, policy, time_left_s=lambda: 100.0, on_retry=on_retry)
+        await bench.calls.make(call, policy, deadline=bench.deadline, on_retry=on_retry)
     assert caught.value.type == "CircuitOpen"
     assert bench.retries == [(1, 0.0, "ConnectionError"), (2, 0.0, "ToolError")]
     held.end.set_result("found")

@@ -31,6 +31,7 @@ from runstone.gateway.ws import WebSockets, refuse
 from runstone.log import Log
 from runstone.metrics import Metrics
 from runstone.resources import Resource
+from runstone.runtime.breakers import Breakers, tried_again
 from runstone.runtime.definitions import Agents
 from runstone.service import Tasks
 
@@ -55,8 +56,9 @@ NOT_READY: dict[int | str, dict[str, object]] = {503: {"model": Readiness, "desc
 class Gateway:
     """What the world may ask of a log, as ASGI."""
 
-    def __init__(self, log: Log, agents: Agents, config: Config, metrics: Metrics) -> None:
+    def __init__(self, log: Log, agents: Agents, breakers: Breakers, config: Config, metrics: Metrics) -> None:
         self._log = log
+        self._breakers = breakers
         self._metrics = metrics
         self._gate = Gate(origins=config.origins, hosts=config.hosts)
         self._streams = Streams(metrics, per_user_max=config.sockets_a_user)
@@ -123,7 +125,7 @@ class Gateway:
             generate_unique_id_function=lambda route: route.name.removeprefix("_"),
             redirect_slashes=False,  # one path, one resource: a redirect would lose a POST's body on many clients
         )
-        app.include_router(Routes(shared, agents).router())
+        app.include_router(Routes(shared, agents, self._breakers).router())
         app.add_api_route("/healthz", self._healthz, methods=["GET"], response_model=Health)
         app.add_api_route("/readyz", self._readyz, methods=["GET"], response_model=Readiness, responses=NOT_READY)
         app.add_api_route("/metrics", self._exposition, methods=["GET"], response_model=None, include_in_schema=False)
@@ -140,10 +142,11 @@ class Gateway:
         return JSONResponse({"status": "ok"})
 
     async def _readyz(self) -> Response:
-        """Whether the server can take work: ready or not."""
+        """Whether the server can take work: ready, degraded (it can, but something that agents need fails) or not."""
         if self._streams.closing is not None:
             return JSONResponse({"status": "stopping", "reasons": ["the server is restarting"]}, 503)
-        return JSONResponse({"status": "ready", "reasons": []})
+        reasons = [f"{name} is failing; {tried_again(wait_s)}" for name, wait_s in self._breakers.failing().items()]
+        return JSONResponse({"status": "degraded" if reasons else "ready", "reasons": reasons})
 
     async def _exposition(self) -> Response:
         return Response(self._metrics.exposition(), headers={"content-type": metrics_module.CONTENT_TYPE})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 
 import structlog
 from starlette.responses import Response
@@ -13,14 +14,15 @@ from runstone.ids import new_id
 
 logger = structlog.get_logger(__name__)
 
-_RETRY_AFTER_S = {Limited: "1", Unavailable: "1", StoreFailed: "5"}
+_RETRY_AFTER_S = {Limited: 1, Unavailable: 1, StoreFailed: 5}
 
 
 def problem(error: RunstoneError, headers: Mapping[str, str] | None = None) -> Response:
     headers = {"cache-control": "no-store", **(headers or {})}
     for kind, seconds in _RETRY_AFTER_S.items():
         if isinstance(error, kind):
-            headers["retry-after"] = seconds
+            known = error.retry_after_s if isinstance(error, Unavailable) else None
+            headers["retry-after"] = str(max(ceil(known or 0), seconds))
     return Response(values.encode_plain(error.problem()), error.status, headers, media_type="application/problem+json")
 
 

@@ -25,6 +25,7 @@ from runstone.gateway.sse import EventStream, Streaming
 from runstone.limits import PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX, WAIT_S_MAX
 from runstone.protocol import CURSOR_MAX, Filter, cursor_of, types_of
 from runstone.resources import Action, AgentInfo, Listing, Message, Resource, Run, Thread
+from runstone.runtime.breakers import Breakers
 from runstone.runtime.definitions import Agents
 from runstone.states import TERMINAL_EVENTS, Status
 from runstone.views import ListQuery, Page, ThreadRef
@@ -61,8 +62,9 @@ class StateBody(Resource):
 class Routes:
     """The handlers, on what they need."""
 
-    def __init__(self, shared: Streaming, agents: Agents) -> None:
+    def __init__(self, shared: Streaming, agents: Agents, breakers: Breakers) -> None:
         self._shared = shared
+        self._breakers = breakers
         self._log = shared.log
         self._rows = shared.log.rows
         self._agents = agents
@@ -185,8 +187,12 @@ class Routes:
             max_attempts=agent.max_attempts,
             timeout_s=agent.timeout_s,
         )
-        command = commands.start_run(user_id, new, thread_id=thread_id, thread_key=thread_key)
-        done: Made = await self._log.append(command)
+        with self._breakers.start(agent.provider) as start:
+            command = commands.start_run(
+                user_id, new, thread_id=thread_id, thread_key=thread_key, refusal=start.refusal
+            )
+            done: Made = await self._log.append(command)
+            start.used = done.new
         run = await self._run(user_id, done.id)
         if body.on_busy == "interrupt" and done.new:
             run = run.model_copy(update={"interrupted": list(done.interrupted)})

@@ -9,7 +9,7 @@ from math import ceil, inf
 import interlock
 
 from runstone.clock import Clock
-from runstone.errors import AgentError, RunstoneError, ToolError
+from runstone.errors import AgentError, RunstoneError, ToolError, Unavailable
 from runstone.metrics import Metrics
 
 _GAUGE = {interlock.State.CLOSED: 0, interlock.State.HALF_OPEN: 1, interlock.State.OPEN: 2}
@@ -98,23 +98,30 @@ class Breakers:
                 raise _Failed
 
     @contextmanager
-    def start(self, name: str) -> Iterator[Start]:
+    def start(self, name: str | None) -> Iterator[Start]:
         """A start of what may run for hours, and so is no call: while the breaker is not closed, one per `recovery_s`.
 
-        Who enters and is not refused has the turn, and gives it back on exit unless it was `used`.
+        Who enters without a refusal has the turn, and gives it back on exit unless it was `used`.
         """
-        now, wait_s = self._clock.monotonic(), self.open_for_s(name)
-        if wait_s is None:
-            yield Start(None)
+        wait_s = None if name is None else self.open_for_s(name)
+        if name is None or wait_s is None:
+            yield Start()
             return
+        now = self._clock.monotonic()
         wait_s = max(wait_s, self._turns.get(name, now) - now)
-        start = Start(Refused(name, wait_s) if wait_s > 0 else None)
-        if start.refused is None:
-            self._turns[name] = now + self._recovery_s
+        if wait_s > 0:
+            try:
+                yield Start(_refusal(name, wait_s))
+            except Unavailable:
+                self._metrics.breaker_refusals.labels(breaker=name).inc()
+                raise
+            return
+        self._turns[name] = now + self._recovery_s
+        start = Start()
         try:
             yield start
         finally:
-            if start.refused is None and not start.used:
+            if not start.used:
                 self._turns.pop(name, None)
 
     def _made(self, name: str) -> interlock.CircuitBreaker:
@@ -131,11 +138,19 @@ class Breakers:
 
 
 class Start:
-    """A start that asks its breaker: `refused` if it may not be; `used` is set once something was started."""
+    """A start that asks its breaker: `refusal` if it may not be; `used` is set once something was started."""
 
-    def __init__(self, refused: Refused | None) -> None:
-        self.refused = refused
+    def __init__(self, refusal: Unavailable | None = None) -> None:
+        self.refusal = refusal
         self.used = False
+
+
+def _refusal(name: str, wait_s: float) -> Unavailable:
+    return Unavailable(
+        f"{Refused(name, wait_s)}.",
+        remedy="Start it again after the seconds in Retry-After; runs that were started before go on.",
+        retry_after_s=wait_s,
+    )
 
 
 class _Changes(interlock.CoreEventListener):

@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw
 
 from runstone import events as e
 from runstone import values
-from runstone.clock import Clock, to_datetime
+from runstone.clock import Clock, to_datetime, to_rfc3339
 from runstone.errors import Invalid, TooLarge, ToolError
 from runstone.events import Draft, PartialReason
 from runstone.ids import new_id
@@ -401,6 +401,18 @@ class Action:
         for start in range(0, len(delta) or 1, e.DELTA_CHARS_MAX):
             data = e.ToolOutput(action_id=self.action_id, delta=delta[start : start + e.DELTA_CHARS_MAX])
             await self._run._outbox.write(self._run._draft(data, private=self._private))
+
+    async def retrying(self, number: int, pause_s: float, error: Exception) -> None:
+        """Says that the call failed and is made again, for the `number`-th time, after a pause."""
+        failure = _tool_error(error)
+        data = e.AgentRetrying(
+            action_id=self.action_id,
+            try_=number,
+            delay_ms=round(pause_s * 1000),
+            error=values.raw({"type": failure.type, "message": failure.detail}),
+            expected_recovery=to_rfc3339(self._clock.now_us() + round(pause_s * 1_000_000)),
+        )
+        await self._run._outbox.append(self._run._draft(data, private=self._private))
 
     def complete(self, output: Json) -> None:
         """What the call is to be recorded with on exit."""

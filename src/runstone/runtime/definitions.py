@@ -42,6 +42,7 @@ class AgentDefinition:
     on_crash: OnCrash
     max_attempts: int
     timeout_s: float
+    provider: str | None
     parameters: Parameters
 
     def info(self) -> AgentInfo:
@@ -140,6 +141,7 @@ def define_agent(
     on_crash: OnCrash,
     max_attempts: int,
     timeout_s: float,
+    provider: str | None = None,
 ) -> AgentDefinition:
     """Raises BadConfig on what cannot be an agent."""
     agent_name = check_name("agent", name or str(getattr(function, "__name__", "")))
@@ -164,6 +166,7 @@ def define_agent(
         on_crash=on_crash,
         max_attempts=max_attempts,
         timeout_s=timeout_s,
+        provider=None if provider is None else check_name("provider", provider),
         parameters=Parameters(agent_name, function),
     )
 

@@ -14,14 +14,16 @@ from pydantic_core import to_jsonable_python
 from runstone import values
 from runstone.clock import Clock
 from runstone.commands import CANCEL_DEADLINE_S, Cancelled, Completed, Failed, Outcome, end_run
-from runstone.errors import AgentError, Invalid, OutputTooLarge, RunstoneError, StaleAttempt, StoreFailed
+from runstone.errors import AgentError, Invalid, OutputTooLarge, RunstoneError, StaleAttempt, StoreFailed, ToolError
 from runstone.ids import new_id
 from runstone.limits import ERROR_CHARS_MAX, OUTPUT_BYTES_MAX
 from runstone.log import Log, Outbox
 from runstone.metrics import Metrics
+from runstone.runtime.breakers import Breakers, is_failure
 from runstone.runtime.context import Entered, Run, deadline_of
 from runstone.runtime.definitions import AgentDefinition
 from runstone.runtime.registry import Registry, Running, StopReason
+from runstone.runtime.resilience import Calls
 from runstone.service import Tasks
 from runstone.store import RunRow
 
@@ -32,10 +34,20 @@ class Executor:
     """Runs claimed attempts; `execute` returns when the run has ended, or when the process gives it up."""
 
     def __init__(
-        self, log: Log, registry: Registry, clock: Clock, metrics: Metrics, tasks: Tasks, *, debug: bool
+        self,
+        log: Log,
+        registry: Registry,
+        breakers: Breakers,
+        clock: Clock,
+        metrics: Metrics,
+        tasks: Tasks,
+        *,
+        debug: bool,
     ) -> None:
         self._log = log
         self._registry = registry
+        self._breakers = breakers
+        self._calls = Calls(breakers, clock, metrics)
         self._clock = clock
         self._metrics = metrics
         self._tasks = tasks
@@ -67,6 +79,8 @@ class Executor:
                 await outbox.flush()
             elif running.stop_reason != "fenced":
                 await self._end(running, row, self._outcome(running, row))
+                if agent.provider is not None:
+                    self._report(agent.provider, running)
             elif outbox.failure is not None and not isinstance(outbox.failure, StaleAttempt | StoreFailed):
                 raise outbox.failure  # what it said could not be stored, and nobody else will end it
         finally:
@@ -86,7 +100,7 @@ class Executor:
 
     async def _call(self, agent: AgentDefinition, run: Run, row: RunRow) -> Any:
         arguments = agent.parameters.arguments(values.decode(row.input))
-        with Entered(run):
+        with Entered(run), self._calls.entered():
             if agent.kind == "generator":
                 return await _say_all(run, agent.function(run, **arguments))  # type: ignore[arg-type]
             result = await agent.function(run, **arguments)  # type: ignore[misc]
@@ -125,6 +139,20 @@ class Executor:
         if isinstance(tried, _Returned):
             return self._completed(tried.value)
         return Failed("CancelledError", "The agent cancelled itself.")
+
+    def _report(self, provider: str, running: Running) -> None:
+        """Tells the provider's breaker how a run went.
+
+        Nothing is said of a cancelled run, nor of one that a tool's error ended: that has a breaker of its own.
+        """
+        if running.stop_reason == "timeout":
+            self._breakers.report(provider, failed=True)
+        elif running.stop_reason is None and not running.task.cancelled():
+            tried = running.task.result()
+            if isinstance(tried, _Returned):
+                self._breakers.report(provider, failed=False)
+            elif is_failure(tried.error) and not isinstance(tried.error, ToolError):
+                self._breakers.report(provider, failed=True)
 
     def _completed(self, result: object) -> Outcome:
         try:

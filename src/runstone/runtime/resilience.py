@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random  # noqa: TID251 - the default of an injected parameter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
 import stamina
 
+from runstone.clock import Clock, to_datetime
 from runstone.errors import ToolError
 from runstone.metrics import Metrics
 from runstone.runtime.breakers import Breakers, Refused, is_failure
+
+_current: ContextVar[Calls] = ContextVar("runstone.calls")
 
 T = TypeVar("T")
 
@@ -33,23 +39,42 @@ class Policy:
     retries: int
 
 
-class Caller:
+class Calls:
     """Makes calls, on the breakers of one running system."""
 
-    def __init__(self, breakers: Breakers, metrics: Metrics, dice: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, breakers: Breakers, clock: Clock, metrics: Metrics, dice: Callable[[], float] = random.random
+    ) -> None:
         self._breakers = breakers
+        self._clock = clock
         self._metrics = metrics
         self._dice = dice
 
-    async def call(
-        self, call: Callable[[], Awaitable[T]], policy: Policy, *, time_left_s: Callable[[], float], on_retry: OnRetry
+    @staticmethod
+    def current() -> Calls:
+        """Whoever makes the calls of the run that the calling code is a part of."""
+        return _current.get()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Makes the calls of the block, and of the tasks that it starts."""
+        token = _current.set(self)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+    async def make(
+        self, call: Callable[[], Awaitable[T]], policy: Policy, *, deadline: datetime, on_retry: OnRetry
     ) -> T:
         """The result, or what the last try raised; ToolError `Timeout` and `CircuitOpen` are our own.
 
         Where the breaker is open the first try is refused at once. A later one waits for it, and every pause ends
-        in the first half of the time that the run has left. `on_retry` is awaited before each pause, with the
-        number of the try to come (1 is the first repetition), the pause and the error.
+        in the first half of the time that is left to the deadline, the run's. `on_retry` is awaited before each
+        pause, with the number of the try to come (1 is the first repetition), the pause and the error.
         """
+        if not policy.retries:
+            return await self._once(call, policy)
         again = _Again()
         async for attempt in stamina.retry_context(
             on=again,
@@ -64,7 +89,7 @@ class Caller:
                     return await self._once(call, policy)
                 except Exception as error:
                     pause_s = self._pause_s(error, attempt, policy)
-                    if pause_s is None or pause_s > time_left_s() / 2:
+                    if pause_s is None or pause_s > self._left_s(deadline) / 2:
                         raise
                     await on_retry(attempt.num, pause_s, error)
                     self._metrics.tool_retries.labels(tool=policy.tool).inc()
@@ -82,6 +107,9 @@ class Caller:
             return None
         # Our own jitter, so that the pause people are told of is the one that is made.
         return max(open_for_s, attempt.next_wait) + attempt.next_wait * self._dice() / 2
+
+    def _left_s(self, deadline: datetime) -> float:
+        return (deadline - to_datetime(self._clock.now_us())).total_seconds()
 
     async def _once(self, call: Callable[[], Awaitable[T]], policy: Policy) -> T:
         try:

@@ -14,11 +14,12 @@ from pydantic import PydanticUserError, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from runstone import values
-from runstone.errors import BadConfig, Invalid, OutputTooLarge, TooLarge, ToolError
+from runstone.errors import BadConfig, Invalid, OutputTooLarge, TooLarge
 from runstone.failpoints import hit
 from runstone.limits import INPUT_BYTES_MAX, OUTPUT_BYTES_MAX
 from runstone.runtime.context import Action, Run
 from runstone.runtime.definitions import check_name
+from runstone.runtime.resilience import RETRIES_MAX, Calls, Policy
 from runstone.values import Json
 
 P = ParamSpec("P")
@@ -35,7 +36,15 @@ class Tool(Generic[P, R]):
     """
 
     def __init__(
-        self, function: Callable[P, object], *, name: str | None, timeout_s: float | None, private: bool
+        self,
+        function: Callable[P, object],
+        *,
+        name: str | None,
+        timeout_s: float | None,
+        retries: int,
+        idempotent: bool,
+        provider: str | None,
+        private: bool,
     ) -> None:
         self.name = check_name("tool", name or str(getattr(function, "__name__", "")))
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
@@ -45,8 +54,17 @@ class Tool(Generic[P, R]):
             )
         if timeout_s is not None and not timeout_s > 0:
             raise BadConfig(f"tool {self.name}: timeout_s must be above 0.")
+        if not 0 <= retries <= RETRIES_MAX:
+            raise BadConfig(f"tool {self.name}: retries must be 0 to {RETRIES_MAX}.")
+        if retries and not idempotent:
+            raise BadConfig(
+                f"tool {self.name} has retries, but is not idempotent: a call that failed may have had its effect.",
+                remedy="Write idempotent=True if calling it twice does no more than calling it once; else retries=0.",
+            )
         self._function = function
-        self._timeout_s = timeout_s
+        self._idempotent = idempotent
+        breaker = self.name if provider is None else check_name("provider", provider)
+        self._policy = Policy(tool=self.name, breaker=breaker, timeout_s=timeout_s, retries=retries)
         self._private = private
         self._async = inspect.iscoroutinefunction(function)
         try:
@@ -75,7 +93,7 @@ class Tool(Generic[P, R]):
         async with run.action(self.name, _jsonable(shown), executor="server", private=self._private) as action:
             arguments = bound.arguments | dict.fromkeys(self._action_names, action)
             call = partial(self._function, **arguments) if self._named() else self._positional(arguments)
-            result = await self._call(call)
+            result = await self._call(call, run, action)
             hit("tool_ended")
             action.succeed(_output(result))
         return self._result.validate_json(action.output_bytes)
@@ -88,17 +106,13 @@ class Tool(Generic[P, R]):
         bound = inspect.BoundArguments(self._signature, arguments)
         return partial(self._function, *bound.args, **bound.kwargs)
 
-    async def _call(self, call: Callable[[], Any]) -> Any:
-        timeout = asyncio.timeout(self._timeout_s)
-        try:
-            async with timeout:
-                if self._async:
-                    return await call()
-                return await _in_thread(call)
-        except TimeoutError:
-            if not timeout.expired():
-                raise  # the tool's own
-            raise ToolError("Timeout", f"{self.name} took longer than {self._timeout_s:g} s") from None
+    async def _call(self, call: Callable[[], Any], run: Run, action: Action) -> Any:
+        return await Calls.current().make(
+            call if self._async else partial(_in_thread, call),
+            self._policy,
+            deadline=run.deadline,
+            on_retry=action.retrying,
+        )
 
 
 async def _in_thread(call: Callable[[], R]) -> R:

@@ -14,6 +14,7 @@ from runstone.errors import StoreFailed
 from runstone.ids import new_id
 from runstone.log import Log
 from runstone.metrics import Metrics
+from runstone.runtime.breakers import Breakers
 from runstone.runtime.definitions import Agents
 from runstone.runtime.executor import Executor
 from runstone.runtime.registry import Registry
@@ -31,7 +32,17 @@ _SWEEP_S = 5.0
 class Worker:
     """One per process. `start` ends what a dead process left under way, then takes up the queue."""
 
-    def __init__(self, log: Log, agents: Agents, clock: Clock, metrics: Metrics, *, slots: int, debug: bool) -> None:
+    def __init__(
+        self,
+        log: Log,
+        agents: Agents,
+        breakers: Breakers,
+        clock: Clock,
+        metrics: Metrics,
+        *,
+        slots: int,
+        debug: bool,
+    ) -> None:
         self.id = new_id("wrk")
         self.registry = Registry()
         self._log = log
@@ -42,7 +53,7 @@ class Worker:
         self._runs = Tasks("run")
         self._services = Tasks("worker", on_crash=log.crashed)
         self._work = asyncio.Event()
-        self._executor = Executor(log, self.registry, clock, metrics, Tasks("agent"), debug=debug)
+        self._executor = Executor(log, self.registry, breakers, clock, metrics, Tasks("agent"), debug=debug)
         self._watchdog = Watchdog(metrics)
 
     async def start(self) -> None:
