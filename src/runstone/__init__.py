@@ -10,28 +10,49 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runstone.app import Runstone
-    from runstone.errors import AgentError, RunstoneError, ToolError
-    from runstone.runtime.context import Action, History, Message, Run
+    from runstone.errors import (
+        ActionDiverged,
+        ActionInterrupted,
+        AgentError,
+        ApprovalDenied,
+        RunFailed,
+        RunstoneError,
+        ToolError,
+    )
+    from runstone.runtime.action import Action
+    from runstone.runtime.approvals import Decision
+    from runstone.runtime.context import History, Run
+    from runstone.runtime.message import Message
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "ActionDiverged",
+    "ActionInterrupted",
     "AgentError",
+    "ApprovalDenied",
+    "Decision",
     "History",
     "Message",
     "Run",
+    "RunFailed",
     "Runstone",
     "RunstoneError",
     "ToolError",
 ]
 
 _HOMES = {
-    "Action": "runstone.runtime.context",
+    "Action": "runstone.runtime.action",
+    "ActionDiverged": "runstone.errors",
+    "ActionInterrupted": "runstone.errors",
     "AgentError": "runstone.errors",
+    "ApprovalDenied": "runstone.errors",
+    "Decision": "runstone.runtime.approvals",
     "History": "runstone.runtime.context",
-    "Message": "runstone.runtime.context",
+    "Message": "runstone.runtime.message",
     "Run": "runstone.runtime.context",
+    "RunFailed": "runstone.errors",
     "Runstone": "runstone.app",
     "RunstoneError": "runstone.errors",
     "ToolError": "runstone.errors",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 from runstone.errors import BadConfig, Unavailable
 from runstone.events import OnCrash
 from runstone.runtime.definitions import MAX_ATTEMPTS, TIMEOUT_S, AgentFunction, Agents, define_agent
-from runstone.runtime.tools import Tool
+from runstone.runtime.tools import Approval, Tool
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -55,7 +55,6 @@ class Runstone:
         on_crash: OnCrash = "resume",
         max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TIMEOUT_S,
-        provider: str | None = None,
     ) -> Callable[[F], F]: ...
     def agent(
         self,
@@ -66,24 +65,15 @@ class Runstone:
         on_crash: OnCrash = "resume",
         max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TIMEOUT_S,
-        provider: str | None = None,
     ) -> F | Callable[[F], F]:
         """Registers an async function, or an async generator of text, under its name.
 
-        `timeout_s` is running time. `provider` names the circuit breaker of whom the agent depends on: while it is
-        open, a start is answered with 503. Raises BadConfig on what cannot be an agent.
+        `timeout_s` is running time. Raises BadConfig on what cannot be an agent.
         """
 
         def register(function: F) -> F:
             self.agents.add(
-                define_agent(
-                    function,
-                    name=name,
-                    on_crash=on_crash,
-                    max_attempts=max_attempts,
-                    timeout_s=timeout_s,
-                    provider=provider,
-                )
+                define_agent(function, name=name, on_crash=on_crash, max_attempts=max_attempts, timeout_s=timeout_s)
             )
             return function
 
@@ -100,10 +90,9 @@ class Runstone:
         *,
         name: str | None = None,
         timeout_s: float | None = None,
-        retries: int = 0,
-        idempotent: bool = False,
-        provider: str | None = None,
         private: bool = False,
+        idempotent: bool = False,
+        approval: Approval = "never",
     ) -> ToolMaker: ...
     def tool(
         self,
@@ -112,16 +101,15 @@ class Runstone:
         *,
         name: str | None = None,
         timeout_s: float | None = None,
-        retries: int = 0,
-        idempotent: bool = False,
-        provider: str | None = None,
         private: bool = False,
+        idempotent: bool = False,
+        approval: Approval = "never",
     ) -> Any:
         """Makes a function a tool: inside a run a call is an action, and is awaited; outside it is a plain function.
 
-        Sync functions run in a thread. Clients see of a private tool that it ran, and nothing else.
-        `timeout_s` is that of one try; a call that failed is made again up to `retries` times, which only tools may
-        have that are declared `idempotent`. `provider` names the circuit breaker, else the tool's name does.
+        Sync functions run in a thread. Clients see of a private tool that it ran, and nothing else. A call that was
+        under way in a crash is made again only if the tool is `idempotent`. With `approval="always"` a person has to
+        approve each call first.
         """
 
         def register(function: Callable[..., Any]) -> Tool[..., Any]:
@@ -129,10 +117,9 @@ class Runstone:
                 function,
                 name=name,
                 timeout_s=timeout_s,
-                retries=retries,
-                idempotent=idempotent,
-                provider=provider,
                 private=private,
+                idempotent=idempotent,
+                approval=approval,
             )
 
         return register if function is None else register(function)

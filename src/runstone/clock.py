@@ -31,5 +31,10 @@ def to_datetime(time_us: int) -> datetime:
     return _EPOCH + timedelta(microseconds=time_us)  # exact, where a float of seconds is not
 
 
+def from_rfc3339(time: str) -> int:
+    """Microseconds of a time as `to_rfc3339` writes it."""
+    return (datetime.fromisoformat(time) - _EPOCH) // timedelta(microseconds=1)
+
+
 def to_rfc3339(time_us: int) -> str:
     return to_datetime(time_us).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

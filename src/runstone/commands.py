@@ -5,7 +5,7 @@ Each function here makes a `Command`: it names the facts, and decides on them, i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -14,12 +14,25 @@ from msgspec import UNSET, Raw, UnsetType
 from runstone import events as e
 from runstone import values
 from runstone.clock import to_rfc3339
-from runstone.errors import KeyReused, NotFound, RunstoneError, StaleAttempt, ThreadBusy
+from runstone.errors import KeyReused, NotFound, StaleAttempt, StaleWorker, ThreadBusy
 from runstone.events import Draft, OnBusy, OnCrash
 from runstone.ids import new_id
 from runstone.messages import MessageFold
-from runstone.store import Command, Decision, Facts, KeyRow, Need, OpenMessage, Unfinished
+from runstone.states import ApprovalStatus
+from runstone.store import (
+    ApprovalRow,
+    Command,
+    Decision,
+    Facts,
+    KeyRow,
+    Need,
+    OpenMessage,
+    RunRow,
+    Unfinished,
+)
 from runstone.views import ThreadRef
+
+LeftBy = Literal["lost", "released"]  # what became of an attempt that is followed by another
 
 CANCEL_DEADLINE_S = 10.0  # how long a cancelled agent may still write
 
@@ -81,6 +94,45 @@ class Failed(msgspec.Struct, frozen=True):
     reason: Literal["error", "timeout"] = "error"
 
 
+class NewChild(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that another one calls, with its agent's options as they are now."""
+
+    agent: str
+    input: Raw
+    key: str | None
+    max_attempts: int
+    timeout_s: float
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person decides; `value` only with `answered`."""
+
+    decision: Literal["approved", "denied", "answered"]
+    value: Raw | None = None
+    comment: str | None = None
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """How an approval stands after somebody tried to decide it: `taken` where it stands as they wanted."""
+
+    status: ApprovalStatus
+    taken: bool
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """A run whose next attempt has begun; `reason` says what became of the one before, if there was one."""
+
+    run: RunRow
+    reason: LeftBy | None
+
+
+class Fence(msgspec.Struct, frozen=True):
+    """An attempt, and that of its root: for a root the same."""
+
+    attempt: int
+    epoch: int
+
+
 class Cancelled(msgspec.Struct, frozen=True):
     """The end by cancel; `by` is absent when Runstone acts."""
 
@@ -131,7 +183,7 @@ def delete_thread(user_id: str, thread_id: str) -> Command:
     def decide(facts: Facts) -> Decision:
         thread = _found(facts.thread, thread_id)
         drafts: list[Draft] = []
-        for unfinished in reversed(facts.thread_runs):  # the newest first: children before their parents
+        for unfinished in facts.thread_runs:
             drafts += _ending(facts, unfinished, Cancelled("deleted"), attempt=None)
         drafts.append(Draft(data=e.ThreadDeleted(by=user_id)))
         return Decision(appends=[(thread, drafts)], result=[unfinished.run.run_id for unfinished in facts.thread_runs])
@@ -142,17 +194,10 @@ def delete_thread(user_id: str, thread_id: str) -> Command:
 # --- runs, as people see them ----------------------------------------------------------------------------
 
 
-def start_run(
-    user_id: str,
-    new: NewRun,
-    *,
-    thread_id: str | None = None,
-    thread_key: Key | None = None,
-    refusal: RunstoneError | None = None,
-) -> Command:
+def start_run(user_id: str, new: NewRun, *, thread_id: str | None = None, thread_key: Key | None = None) -> Command:
     """In a thread, or in one that is found or made by its key, or in a new one.
 
-    Result: `Made`. Refuses with NotFound, ThreadBusy, KeyReused; and with `refusal`, unless it was started before.
+    Result: `Made`. Refuses with NotFound, ThreadBusy, KeyReused.
     """
 
     def decide(facts: Facts) -> Decision:
@@ -160,8 +205,6 @@ def start_run(
             return Decision(result=_made_before(facts.key, new.key))
         if thread_id is not None and facts.thread is None:
             raise NotFound(f"There is no thread {thread_id}.")
-        if refusal is not None:
-            raise refusal
         keys: list[KeyRow] = []
         drafts: list[Draft] = []
         thread = facts.thread
@@ -203,60 +246,274 @@ def cancel_run(user_id: str, run_id: str, reason: str | None) -> Command:
 # --- runs, as the runtime sees them --------------------------------------------------------------------
 
 
-def claim_runs(agents: frozenset[str], limit: int, worker: str) -> Command:
-    """Starts the next attempt of runs that wait for one. Result: their rows, with the new attempt."""
+def beat(worker: str, *, first: bool = False) -> Command:
+    """A worker's sign of life; its first one is its registration. Refuses with StaleWorker once it is buried."""
 
     def decide(facts: Facts) -> Decision:
-        claimed = [msgspec.structs.replace(run, status="running", attempt=run.attempt + 1) for run in facts.claimable]
-        appends = [
-            (
-                run.thread,
-                [
-                    Draft(
-                        data=e.AgentStarted(agent=run.agent, worker=worker),
-                        run_id=run.run_id,
-                        attempt=run.attempt,
-                    )
-                ],
-            )
-            for run in claimed
-        ]
-        return Decision(appends=appends, result=claimed)
+        if not first:
+            _living(facts, worker)
+        return Decision(workers={worker: (facts.beat or 0) + 1})
 
-    return Command(need=Need(claim=(agents, limit)), decide=decide)
+    return Command(need=Need(worker=worker), decide=decide)
 
 
-def end_run(run_id: str, outcome: Outcome, *, attempt: int | None) -> Command:
-    """Ends a run and closes what it left open, whatever it is. Result: the status.
+def bury(worker: str, seen: int) -> Command:
+    """Declares a worker dead whose beat has stood still; its runs may be claimed then. Result: whether it is."""
 
-    After a cancel was asked for, the end is `agent_cancelled`. `attempt` is the fence of the attempt that ends itself,
-    null when Runstone ends the run over its head. Refuses with StaleAttempt.
+    def decide(facts: Facts) -> Decision:
+        if facts.beat is not None and facts.beat != seen:
+            return Decision(result=False)
+        return Decision(workers={worker: None}, result=True)
+
+    return Command(need=Need(worker=worker), decide=decide)
+
+
+def claim_runs(agents: frozenset[str], limit: int, worker: str) -> Command:
+    """Starts the next attempt of runs that wait for one, and ends those that are to have none.
+
+    Result: the started ones, as `Claimed`, and how many there were to claim. Refuses with StaleWorker.
     """
 
     def decide(facts: Facts) -> Decision:
-        if facts.run is None or facts.thread is None:
-            raise StaleAttempt(f"The run {run_id} is gone.")
-        run = facts.run.run
-        if run.ended or attempt not in {None, run.attempt}:
-            raise StaleAttempt(f"Attempt {attempt} of {run_id} no longer owns its run, which is {run.status}.")
-        drafts = _ending(facts, facts.run, outcome, attempt=attempt)
-        return Decision(appends=[(facts.thread, drafts)], result=e.TYPE_OF[type(drafts[-1].data)])
+        _living(facts, worker)
+        appends, started = [], []
+        for item in facts.claimable:
+            outcome = _no_further_attempt(item.run)
+            if outcome is not None:
+                appends.append((item.run.thread, _ending(facts, item, outcome, attempt=None)))
+                continue
+            run = msgspec.structs.replace(item.run, status="running", attempt=item.run.attempt + 1, owner=worker)
+            started.append(Claimed(run, _left_by(item.run)))
+            appends.append((run.thread, _next_attempt(facts, item, _left_by(item.run), worker)))
+        owners = {claimed.run.run_id: worker for claimed in started}
+        return Decision(appends=appends, owners=owners, result=(started, len(facts.claimable)))
 
-    return Command(need=Need(run_id=run_id, open_items=True), decide=decide)
+    return Command(need=Need(claim=(agents, limit), worker=worker, open_items=True), decide=decide)
 
 
-def end_orphans(limit: int) -> Command:
-    """Ends runs that a process left under way when it died. Result: the ids of those ended, at most so many."""
+def release_runs(worker: str) -> Command:
+    """Takes a worker's leave: its attempts can write nothing more, and another may take their runs up at once.
+
+    Result: the ids of those runs.
+    """
 
     def decide(facts: Facts) -> Decision:
-        lost = Failed("WorkerLost", "The process that ran this died; start the run again.", retryable=True)
-        appends = [(orphan.run.thread, _ending(facts, orphan, lost, attempt=None)) for orphan in facts.orphans]
-        return Decision(appends=appends, result=[orphan.run.run_id for orphan in facts.orphans])
+        return Decision(owners=dict.fromkeys(facts.owned), workers={worker: None}, result=list(facts.owned))
 
-    return Command(need=Need(orphans=limit, open_items=True), decide=decide)
+    return Command(need=Need(worker=worker, owned=True), decide=decide)
+
+
+def call_agent(parent: RunRow, epoch: int, new: NewChild, *, child: str | None, reason: LeftBy) -> Command:
+    """Starts a run that a run calls, or, where an earlier attempt began that call, its next attempt.
+
+    `reason` says what became of the attempts of an earlier epoch. Result: the child's `RunRow`, which may have ended.
+    Refuses with StaleAttempt.
+    """
+
+    def decide(facts: Facts) -> Decision:
+        caller = _own(facts, parent.run_id, Fence(parent.attempt, epoch)).run
+        if facts.child is not None:
+            item = facts.child
+            if item.run.ended:
+                return Decision(result=item.run)
+            run = msgspec.structs.replace(item.run, status="running", attempt=item.run.attempt + 1)
+            return Decision(appends=[(run.thread, _next_attempt(facts, item, reason, _worker(facts)))], result=run)
+        run_id = new_id("run")
+        queued = e.RunQueued(
+            agent=new.agent,
+            input=new.input,
+            on_busy="enqueue",
+            key=UNSET if new.key is None else new.key,
+            parent_run_id=caller.run_id,
+            root_run_id=caller.root_run_id,
+            by=caller.agent,
+            on_crash="resume",  # it goes with its root
+            max_attempts=new.max_attempts,
+            timeout_s=new.timeout_s,
+        )
+        started = e.AgentStarted(agent=new.agent, worker=_worker(facts))
+        run = RunRow(
+            run_id=run_id,
+            thread_id=caller.thread_id,
+            user_id=caller.user_id,
+            agent=new.agent,
+            status="running",
+            attempt=1,
+            input=new.input,
+            metadata=values.raw({}),
+            message_id=None,
+            parent_run_id=caller.run_id,
+            root_run_id=caller.root_run_id,
+            on_busy="enqueue",
+            on_crash="resume",
+            max_attempts=new.max_attempts,
+            timeout_s=new.timeout_s,
+            cancel_by=None,
+            cancel_reason=None,
+            cancel_deadline=None,
+            usage=values.raw({}),
+            first_seq=caller.first_seq,  # its history is its caller's
+            lost=0,
+            owner=None,
+        )
+        drafts = [Draft(data=queued, run_id=run_id), Draft(data=started, run_id=run_id, attempt=1)]
+        return Decision(appends=[(run.thread, drafts)], result=run)
+
+    need = Need(run_id=parent.run_id, root=True, child=child, open_items=child is not None)
+    return Command(need=need, decide=decide)
+
+
+def end_run(run_id: str, outcome: Outcome, fence: Fence, *, over_its_head: bool = False) -> Command:
+    """Ends a run and closes what it left open, whatever it is. Result: the type of its terminal event.
+
+    After a cancel was asked for, the end is `agent_cancelled`. Over the head of an agent that does not stop, the end is
+    not its attempt's own. Refuses with StaleAttempt.
+    """
+
+    def decide(facts: Facts) -> Decision:
+        item, thread = _own(facts, run_id, fence), facts.thread
+        assert thread is not None
+        drafts = _ending(facts, item, outcome, attempt=None if over_its_head else fence.attempt)
+        return Decision(appends=[(thread, drafts)], result=e.TYPE_OF[type(drafts[-1].data)])
+
+    return Command(need=Need(run_id=run_id, root=True, open_items=True), decide=decide)
+
+
+def end_stopping(limit: int) -> Command:
+    """Ends runs whose cancel is past its deadline. Result: their ids, at most so many."""
+
+    def decide(facts: Facts) -> Decision:
+        appends = [(item.run.thread, _ending(facts, item, Cancelled(), attempt=None)) for item in _outermost(facts)]
+        return Decision(appends=appends, result=[item.run.run_id for item in facts.stopping])
+
+    return Command(need=Need(stopping=limit, open_items=True), decide=decide)
+
+
+# --- approvals -------------------------------------------------------------------------------------------
+
+
+def resolve_approval(user_id: str, approval_id: str, answer: Answer) -> Command:
+    """Decides an open approval. Result: `Answered`. Refuses with NotFound."""
+
+    def decide(facts: Facts) -> Decision:
+        approval = facts.approval
+        if approval is None or facts.thread is None:
+            raise NotFound(f"There is no approval {approval_id}.")
+        if approval.status != "open":
+            same = approval.status == answer.decision and approval.value == answer.value
+            return Decision(result=Answered(approval.status, same))
+        if approval.expires_at <= facts.now_us:
+            return Decision(appends=[(facts.thread, [_expired(approval)])], result=Answered("expired", False))
+        data = e.ApprovalResolved(
+            approval_id=approval_id,
+            decision=answer.decision,
+            value=UNSET if answer.value is None else answer.value,
+            by=user_id,
+            comment=UNSET if answer.comment is None else answer.comment,
+        )
+        draft = Draft(data=data, run_id=approval.run_id)
+        return Decision(appends=[(facts.thread, [draft])], result=Answered(answer.decision, True))
+
+    return Command(need=Need(user_id=user_id, approval_id=approval_id), decide=decide)
+
+
+def expire_approvals(limit: int) -> Command:
+    """Result: the ids of those whose time was over, at most so many."""
+
+    def decide(facts: Facts) -> Decision:
+        appends = [(thread, [_expired(approval)]) for thread, approval in facts.expired]
+        return Decision(appends=appends, result=[approval.approval_id for _, approval in facts.expired])
+
+    return Command(need=Need(expired=limit), decide=decide)
 
 
 # --- the pieces ------------------------------------------------------------------------------------------
+
+
+def _living(facts: Facts, worker: str) -> None:
+    if facts.beat is None:
+        raise StaleWorker(f"The worker {worker} was taken for dead: its runs may have been claimed by others.")
+
+
+def _own(facts: Facts, run_id: str, fence: Fence) -> Unfinished:
+    """The run, of an attempt that owns it: it and its root's are the newest, and nobody has let go of them."""
+    item, root = facts.run, facts.root
+    if item is None or root is None:
+        raise StaleAttempt(f"The run {run_id} is gone.")
+    run = item.run
+    if run.ended or root.owner is None or Fence(run.attempt, root.attempt) != fence:
+        raise StaleAttempt(f"Attempt {fence.attempt} of {run_id} no longer owns its run, which is {run.status}.")
+    return item
+
+
+def _worker(facts: Facts) -> str:
+    assert facts.root is not None
+    assert facts.root.owner is not None
+    return facts.root.owner
+
+
+def _left_by(run: RunRow) -> LeftBy | None:
+    if not run.attempt:
+        return None
+    return "released" if run.owner is None else "lost"
+
+
+def _no_further_attempt(run: RunRow) -> Outcome | None:
+    """How a run ends that is to have no further attempt."""
+    if run.cancel_deadline is not None:
+        return Cancelled()
+    if not run.attempt:
+        return None
+    if run.on_crash == "fail":
+        return Failed("WorkerLost", "The process that ran this is gone; start the run again.", retryable=True)
+    lost = run.lost + (_left_by(run) == "lost")
+    if lost >= run.max_attempts:
+        return Failed("MaxAttempts", f"{lost} attempts died with the process that ran them.")
+    return None
+
+
+def _next_attempt(facts: Facts, item: Unfinished, reason: LeftBy | None, worker: str) -> list[Draft]:
+    """Closes what the attempt before left under way, and starts the next one. Open approvals stay open."""
+    run = item.run
+    drafts: list[Draft] = []
+    if run.attempt:
+        drafts += _interrupted(facts, item)
+        drafts.append(Draft(data=e.AttemptSuperseded(attempt=run.attempt, reason=reason or "lost", messages=item.said)))
+    drafts.append(Draft(data=e.AgentStarted(agent=run.agent, worker=worker), attempt=run.attempt + 1))
+    for draft in drafts:
+        draft.run_id = run.run_id
+    return drafts
+
+
+def _interrupted(facts: Facts, item: Unfinished) -> list[Draft]:
+    return [
+        Draft(
+            data=e.ToolCompleted(
+                action_id=action.action_id,
+                status="interrupted",
+                duration_ms=(facts.now_us - action.started_at) // 1000,
+            ),
+            private=action.private,
+        )
+        for action in item.actions
+    ]
+
+
+def _outermost(facts: Facts) -> list[Unfinished]:
+    """Of runs that end together, those that are not within another: its end closes them."""
+    inner = {child.run.run_id for item in facts.stopping for child in _descendants(item)}
+    return [item for item in facts.stopping if item.run.run_id not in inner]
+
+
+def _descendants(item: Unfinished) -> Iterator[Unfinished]:
+    for child in item.children:
+        yield child
+        yield from _descendants(child)
+
+
+def _expired(approval: ApprovalRow) -> Draft:
+    data = e.ApprovalResolved(approval_id=approval.approval_id, decision="expired")
+    return Draft(data=data, run_id=approval.run_id)
 
 
 def _found(thread: ThreadRef | None, thread_id: str) -> ThreadRef:
@@ -363,13 +620,13 @@ def _cancelling(facts: Facts, item: Unfinished, by: str, reason: str | None) -> 
     deadline = to_rfc3339(facts.now_us + round(CANCEL_DEADLINE_S * 1_000_000))
     asked = e.CancelRequested(by=by, reason=UNSET if reason is None else reason, deadline=deadline)
     drafts = [Draft(data=asked, run_id=item.run.run_id)]
-    if item.run.status == "queued":
+    if not item.owned:
         drafts += _ending(facts, item, Cancelled(reason, by), attempt=None)
-    return drafts
+    return drafts  # a run without a living owner ends at once
 
 
 def _ending(facts: Facts, item: Unfinished, outcome: Outcome, *, attempt: int | None) -> list[Draft]:
-    """Everything that is open is closed, then the one terminal event."""
+    """Everything that is open is closed, children first, then the one terminal event."""
     run = item.run
     if run.cancel_deadline is not None and not isinstance(outcome, Cancelled):
         output = outcome.output if isinstance(outcome, Completed) else UNSET
@@ -385,21 +642,15 @@ def _ending(facts: Facts, item: Unfinished, outcome: Outcome, *, attempt: int | 
         reason = "cancelled"
     finished = isinstance(outcome, Completed) and isinstance(end, e.AgentCompleted)
     drafts = [_closed_message(message, finished, reason) for message in item.messages]
+    drafts += _interrupted(facts, item)
     drafts += [
-        Draft(
-            data=e.ToolCompleted(
-                action_id=action.action_id,
-                status="interrupted",
-                duration_ms=(facts.now_us - action.started_at) // 1000,
-            ),
-            private=action.private,
-        )
-        for action in item.actions
+        Draft(data=e.ApprovalResolved(approval_id=approval_id, decision="cancelled")) for approval_id in item.approvals
     ]
     drafts.append(Draft(data=end))
     for draft in drafts:
         draft.run_id, draft.attempt = run.run_id, attempt
-    return drafts
+    below = [draft for child in item.children for draft in _ending(facts, child, Cancelled("parent"), attempt=None)]
+    return below + drafts
 
 
 def _closed_message(message: OpenMessage, finished: bool, reason: e.PartialReason) -> Draft:

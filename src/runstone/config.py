@@ -32,7 +32,24 @@ class Config(BaseSettings):
     hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="host names, comma-separated, that requests may ask for beside loopback ones"
     )
-    slots: int = Field(default=1000, ge=1, le=100_000, description="runs under way at once; more wait in the queue")
+    slots: int = Field(
+        default=1000,
+        ge=1,
+        le=100_000,
+        description="runs under way at once, without those that wait for people; more wait in the queue",
+    )
+    lease_s: float = Field(
+        default=15.0,
+        ge=1,
+        le=3600,
+        description="seconds without a sign of life after which other workers take a worker's runs over",
+    )
+    grace_s: float = Field(
+        default=10.0,
+        ge=0,
+        le=15,
+        description="seconds that a server which is to stop gives its runs to end, before it leaves them to the next",
+    )
     heartbeat_s: float = Field(
         default=15.0, gt=0, le=300, description="seconds of silence on a stream before a sign of life"
     )

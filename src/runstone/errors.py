@@ -87,6 +87,11 @@ class ThreadBusy(RunstoneError):
     remedy = "Wait for its end, cancel it, or start with on_busy enqueue or interrupt."
 
 
+class AlreadyDecided(RunstoneError):
+    code, status, title = "already_decided", 409, "It was decided before"
+    remedy = "GET /v1/approvals shows how it stands."
+
+
 class CursorAhead(RunstoneError):
     code, status, title = "cursor_ahead", 409, "The cursor is beyond the head"
     remedy = "Read again from 0: this cursor belongs to another thread or another history."
@@ -226,6 +231,47 @@ class ToolError(RunstoneError):
 class OutputTooLarge(RunstoneError):
     code, title = "output_too_large", "The output is too large"
     remedy = "Return less; keep large results in a file and return its name."
+
+
+class StaleWorker(RunstoneError):
+    """The worker was silent for too long, and taken for dead."""
+
+    code, title = "stale_worker", "This worker was taken for dead"
+    remedy = "It stops its runs, which may be others' by now, and registers anew."
+
+
+class ActionInterrupted(RunstoneError):
+    """An earlier attempt died while this call was under way; whether it had its effect is not known."""
+
+    code, title = "action_interrupted", "The call was interrupted"
+    remedy = "Find out whether it took effect; or declare the tool idempotent=True, and it is run again."
+
+
+class ActionDiverged(RunstoneError):
+    """The agent asks for another call than in the attempt before, which a tool that is not idempotent may not get."""
+
+    code, title = "action_diverged", "The agent took another path than before"
+    remedy = "Record what made the difference in a step (await run.step(…)), or declare the tool idempotent=True."
+
+
+class ApprovalDenied(RunstoneError):
+    """Nobody approved: it was denied, it expired, or it was cancelled."""
+
+    code, title = "approval_denied", "It was not approved"
+    remedy = "Do without it, or ask again."
+
+
+class RunFailed(RunstoneError):
+    """A run that this one called did not complete."""
+
+    code, title = "run_failed", "A run that was called did not complete"
+    remedy = "See the run's error."
+
+    def __init__(self, run_id: str, status: str, type: str, message: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.run_status = status
+        self.type = type
 
 
 class StaleAttempt(RunstoneError):

@@ -124,6 +124,8 @@ class ToolInput(Data, frozen=True, kw_only=True):
 
 
 class ToolExecuting(Data, frozen=True, kw_only=True):
+    """`key` is the caller's own name for the call, by which a later attempt finds it again."""
+
     action_id: str
     tool: str
     input: Raw
@@ -132,6 +134,7 @@ class ToolExecuting(Data, frozen=True, kw_only=True):
     message_id: str | UnsetType = UNSET
     part: int | UnsetType = UNSET
     retry_of: str | UnsetType = UNSET
+    key: str | UnsetType = UNSET
 
 
 class ToolOutput(Data, frozen=True, kw_only=True):
@@ -145,11 +148,15 @@ class ToolCompleted(Data, frozen=True, kw_only=True):
     output: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
     duration_ms: int
+    inner: tuple[str, ...] | UnsetType = UNSET
 
 
 class StepCompleted(Data, frozen=True, kw_only=True):
+    """`inner`: the ids of what was said, done, asked and called inside; of those messages, none is superseded."""
+
     key: str
     output: Raw
+    inner: tuple[str, ...] | UnsetType = UNSET
 
 
 class StateChanged(Data, frozen=True, kw_only=True):
@@ -165,6 +172,7 @@ class ApprovalRequested(Data, frozen=True, kw_only=True):
     input: Raw
     input_hash: str
     schema: Raw | UnsetType = UNSET
+    key: str | UnsetType = UNSET
     expires_at: str
 
 

@@ -14,9 +14,10 @@ from msgspec import UNSET, UnsetType
 
 from runstone import events as e
 from runstone import values
+from runstone.clock import from_rfc3339
 from runstone.messages import text_of
 
-Table = Literal["threads", "runs", "messages", "actions", "state"]
+Table = Literal["threads", "runs", "messages", "actions", "approvals", "steps", "state"]
 Column: TypeAlias = "int | float | str | bytes | None"
 _D = TypeVar("_D", bound=e.Data)
 
@@ -25,6 +26,8 @@ KEYS: dict[Table, tuple[str, ...]] = {
     "runs": ("run_id",),
     "messages": ("message_id",),
     "actions": ("action_id",),
+    "approvals": ("approval_id",),
+    "steps": ("run_id", "key"),
     "state": ("thread_id", "key"),
 }
 
@@ -62,6 +65,7 @@ class Place(msgspec.Struct, frozen=True):
 
     thread_id: str
     user_id: str
+    pos: int
     seq: int
     time_us: int
 
@@ -72,7 +76,8 @@ def changes(draft: e.Draft, place: Place) -> list[Change]:
     found = rule(draft, place) if rule is not None else []
     kind = draft.type
     if kind in ACTIVITY:
-        found.append(Change("update", "threads", (place.thread_id,), {"updated_at": place.time_us}))
+        moved: dict[str, Column] = {"updated_at": place.time_us, "activity_pos": place.pos}
+        found.append(Change("update", "threads", (place.thread_id,), moved))
         if draft.run_id is not None and kind != "user_message":
             found.append(Change("update", "runs", (draft.run_id,), {"updated_at": place.time_us}))
     return found
@@ -101,6 +106,7 @@ def _thread_created(draft: e.Draft, place: Place) -> list[Change]:
                 "metadata": b"{}" if data.metadata is UNSET else _opt(data.metadata),
                 "created_at": place.time_us,
                 "updated_at": place.time_us,
+                "activity_pos": place.pos,
                 "deleted_at": None,
             },
         )
@@ -114,7 +120,8 @@ def _thread_updated(draft: e.Draft, place: Place) -> list[Change]:
 
 
 def _thread_deleted(_draft: e.Draft, place: Place) -> list[Change]:
-    return [Change("update", "threads", (place.thread_id,), {"deleted_at": place.time_us, "key": None})]
+    gone: dict[str, Column] = {"deleted_at": place.time_us, "activity_pos": place.pos, "key": None}
+    return [Change("update", "threads", (place.thread_id,), gone)]
 
 
 def _user_message(draft: e.Draft, place: Place) -> list[Change]:
@@ -186,6 +193,7 @@ def _run_queued(draft: e.Draft, place: Place) -> list[Change]:
                 "max_attempts": data.max_attempts,
                 "timeout_s": data.timeout_s,
                 "projection_version": data.projection_version,
+                "lost": 0,
                 "cancel_by": None,
                 "cancel_reason": None,
                 "cancel_deadline": None,
@@ -229,7 +237,8 @@ def _message_completed(draft: e.Draft, place: Place) -> list[Change]:
 
 def _attempt_superseded(draft: e.Draft, _place: Place) -> list[Change]:
     data = _as(draft, e.AttemptSuperseded)
-    return [Change("update", "messages", (message_id,), {"status": "superseded"}) for message_id in data.messages]
+    found = [Change("update", "messages", (message_id,), {"status": "superseded"}) for message_id in data.messages]
+    return [*found, Change("update", "runs", (_run_id(draft),), add={"lost": int(data.reason == "lost")})]
 
 
 def _tool_executing(draft: e.Draft, place: Place) -> list[Change]:
@@ -246,9 +255,12 @@ def _tool_executing(draft: e.Draft, place: Place) -> list[Change]:
                 "tool": _opt(data.tool),
                 "executor": data.executor,
                 "input": bytes(data.input),
+                "key": _opt(data.key),
+                "retry_of": _opt(data.retry_of),
                 "status": "pending",
                 "output": None,
                 "error": None,
+                "inner": None,
                 "private": int(draft.private),
                 "started_at": place.time_us,
                 "ended_at": None,
@@ -264,9 +276,59 @@ def _tool_completed(draft: e.Draft, place: Place) -> list[Change]:
         "status": data.status,
         "output": _opt(data.output),
         "error": _opt(data.error),
+        "inner": None if data.inner is UNSET else values.encode(list(data.inner)),
         "ended_at": place.time_us,
     }
     return [Change("update", "actions", (data.action_id,), columns)]
+
+
+def _step_completed(draft: e.Draft, place: Place) -> list[Change]:
+    data = _as(draft, e.StepCompleted)
+    columns: dict[str, Column] = {
+        "thread_id": place.thread_id,
+        "user_id": place.user_id,
+        "output": bytes(data.output),
+        "inner": values.encode([] if data.inner is UNSET else list(data.inner)),
+        "seq": place.seq,
+    }
+    return [Change("insert", "steps", (_run_id(draft), values.mend(data.key)), columns)]
+
+
+def _approval_requested(draft: e.Draft, place: Place) -> list[Change]:
+    data = _as(draft, e.ApprovalRequested)
+    columns: dict[str, Column] = {
+        "thread_id": place.thread_id,
+        "run_id": _run_id(draft),
+        "user_id": place.user_id,
+        "action_id": _opt(data.action_id),
+        "key": _opt(data.key),
+        "kind": data.kind,
+        "prompt": _opt(data.prompt),
+        "input": bytes(data.input),
+        "input_hash": data.input_hash,
+        "schema": _opt(data.schema),
+        "status": "open",
+        "value": None,
+        "by": None,
+        "comment": None,
+        "created_at": place.time_us,
+        "expires_at": from_rfc3339(data.expires_at),
+        "resolved_at": None,
+        "seq": place.seq,
+    }
+    return [Change("insert", "approvals", (data.approval_id,), columns)]
+
+
+def _approval_resolved(draft: e.Draft, place: Place) -> list[Change]:
+    data = _as(draft, e.ApprovalResolved)
+    columns: dict[str, Column] = {
+        "status": data.decision,
+        "value": _opt(data.value),
+        "by": _opt(data.by),
+        "comment": _opt(data.comment),
+        "resolved_at": place.time_us,
+    }
+    return [Change("update", "approvals", (data.approval_id,), columns)]
 
 
 def _state_changed(draft: e.Draft, place: Place) -> list[Change]:
@@ -330,6 +392,9 @@ _RULES: dict[type[e.Data], Callable[[e.Draft, Place], list[Change]]] = {
     e.MessageCompleted: _message_completed,
     e.ToolExecuting: _tool_executing,
     e.ToolCompleted: _tool_completed,
+    e.StepCompleted: _step_completed,
+    e.ApprovalRequested: _approval_requested,
+    e.ApprovalResolved: _approval_resolved,
     e.StateChanged: _state_changed,
     e.CancelRequested: _cancel_requested,
     e.Usage: _usage,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 Status = Literal["queued", "running", "waiting", "completed", "failed", "cancelled"]
+
+ApprovalStatus = Literal["open", "approved", "denied", "answered", "expired", "cancelled"]
 
 TERMINAL_EVENTS = frozenset({"agent_completed", "agent_failed", "agent_cancelled"})
 
@@ -48,6 +51,46 @@ def after(status: Status | None, event_type: str) -> Status | None:
 def before(event_type: str) -> frozenset[Status]:
     """The statuses in which an event may change a run's status."""
     return frozenset(status for status, moves in TRANSITIONS.items() if status is not None and event_type in moves)
+
+
+class Member(NamedTuple):
+    """An unfinished run among its relatives: who called it, its status, how many of its own approvals are open."""
+
+    parent: str | None
+    status: Status
+    open_approvals: int
+
+
+# Events after which the runs of a family may stand otherwise than before.
+FAMILY_EVENTS = frozenset({"run_queued", "agent_started", "approval_requested", "approval_resolved"}) | TERMINAL_EVENTS
+
+
+def standing(family: Mapping[str, Member]) -> dict[str, Status]:
+    """The statuses of a root run and its descendants, those that are unfinished, by id.
+
+    A run waits while an approval of its own is open, or while it has called others and all of them wait.
+    """
+    called: dict[str, list[str]] = {}
+    for run_id, member in family.items():
+        if member.parent is not None:
+            called.setdefault(member.parent, []).append(run_id)
+    found: dict[str, Status] = {}
+
+    def settle(run_id: str) -> Status:
+        member = family[run_id]
+        below = [settle(child) for child in called.get(run_id, ())]
+        if member.status == "queued":
+            found[run_id] = "queued"
+        elif member.open_approvals or (below and all(status == "waiting" for status in below)):
+            found[run_id] = "waiting"
+        else:
+            found[run_id] = "running"
+        return found[run_id]
+
+    for run_id, member in family.items():
+        if member.parent not in family:
+            settle(run_id)
+    return found
 
 
 def diagram() -> str:

@@ -23,7 +23,7 @@ from runstone.log.windows import Windows
 from runstone.metrics import Metrics
 from runstone.service import Tasks, every
 from runstone.states import TERMINAL_EVENTS
-from runstone.store import Command, Committed, Entry, RunRow, Store, ToStop
+from runstone.store import Command, Committed, Entry, Record, RecordedApproval, RunRow, Store, ToStop
 from runstone.views import Page, Rows, ThreadRef
 
 logger = structlog.get_logger(__name__)
@@ -94,9 +94,9 @@ class Log:
         self._put((command, done))
         return await done
 
-    def outbox(self, run: RunRow) -> Outbox:
-        """Where one attempt of a run says what it says."""
-        return Outbox(self._space, self._put, run.run_id, run.attempt)
+    def outbox(self, run: RunRow, epoch: int) -> Outbox:
+        """Where one attempt of a run says what it says; `epoch` is the attempt of its root."""
+        return Outbox(self._space, self._put, run, epoch)
 
     def _put(self, item: Outbox | tuple[Command, asyncio.Future[Any]]) -> None:
         if self.failure is not None:  # of a run that was silent when the store failed
@@ -177,6 +177,9 @@ class Log:
                 self._broker.publish(Hint("cancel", event.run_id or ""))
             elif event.type == "run_queued":
                 self._broker.publish(Hint("work"))
+            elif event.type == "approval_resolved":
+                self._broker.publish(Hint("answer", event.run_id or ""))
+                self._broker.publish(Hint("work"))  # of an owner that is gone
             elif event.type in TERMINAL_EVENTS:
                 self._broker.publish(Hint("ended", event.run_id or ""))
 
@@ -233,6 +236,18 @@ class Log:
     async def to_stop(self, run_ids: Sequence[str]) -> dict[str, ToStop]:
         """Which of these runs must not go on."""
         return await self._store.to_stop(run_ids)
+
+    async def record(self, run_id: str) -> Record:
+        """What a run has done so far."""
+        return await self._store.record(run_id)
+
+    async def resolved(self, approval_ids: Sequence[str]) -> list[RecordedApproval]:
+        """Which of these approvals are no longer open."""
+        return await self._store.resolved(approval_ids)
+
+    async def beats(self) -> dict[str, int]:
+        """The beats of all living workers, by id."""
+        return await self._store.beats()
 
     async def read(self, thread: ThreadRef, *, after: int, limit: int = PAGE_ROWS_MAX) -> Page:
         """Events after a seq: those in memory, or one page from the store."""

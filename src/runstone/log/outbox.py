@@ -10,7 +10,7 @@ from runstone.errors import RunstoneError, StaleAttempt
 from runstone.events import AgentThinking, Delta, Draft, MessageDelta
 from runstone.limits import DELTA_BYTES_MAX, RUN_BUFFER_BYTES_MAX
 from runstone.log.space import Space
-from runstone.store import Append
+from runstone.store import Append, RunRow
 
 _YIELD_EVERY = 32  # buffered writes between two turns of the loop, so that one run cannot hold it
 _DRAFT_BYTES = 256  # what a draft that is not text counts in the buffer
@@ -23,11 +23,12 @@ class Outbox:
     it; `on_failure` is called once, so that the agent can be stopped.
     """
 
-    def __init__(self, space: Space, enqueue: Callable[[Outbox], None], run_id: str, attempt: int) -> None:
+    def __init__(self, space: Space, enqueue: Callable[[Outbox], None], run: RunRow, epoch: int) -> None:
         self._space = space
         self._enqueue = enqueue
-        self._run_id = run_id
-        self._attempt = attempt
+        self._run_id = run.run_id
+        self._attempt = run.attempt
+        self._epoch = epoch
         self._pending: list[Draft | _Pending] = []
         self._bytes = 0  # buffered and not committed
         self._taken_bytes = 0
@@ -101,7 +102,7 @@ class Outbox:
         self._queued = False
         self._taken = self._put
         self._taken_bytes = self._bytes
-        return Append(self._run_id, self._attempt, drafts), self._taken_bytes
+        return Append(self._run_id, self._attempt, self._epoch, drafts), self._taken_bytes
 
     def settle(self, outcome: RunstoneError | None) -> None:
         """What was taken is committed, or refused."""

@@ -3,46 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from datetime import datetime, timedelta
-from types import TracebackType
-from typing import Literal, TypeVar
+from datetime import datetime
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw
 
 from runstone import events as e
 from runstone import values
-from runstone.clock import Clock, to_datetime, to_rfc3339
-from runstone.errors import Invalid, TooLarge, ToolError
-from runstone.events import Draft, PartialReason
-from runstone.ids import new_id
+from runstone.errors import Invalid
+from runstone.events import PartialReason
 from runstone.limits import (
-    ERROR_CHARS_MAX,
     INPUT_BYTES_MAX,
     KEY_CHARS_MAX,
-    MESSAGE_BYTES_MAX,
     MODEL_CHARS_MAX,
     NAME_CHARS_MAX,
-    OUTPUT_BYTES_MAX,
     TITLE_CHARS_MAX,
-    TOKENS_MAX,
 )
-from runstone.log import Outbox
-from runstone.messages import MessageFold, text_of
 from runstone.resources import Action as ActionResource
 from runstone.resources import Listing
 from runstone.resources import Message as MessageResource
-from runstone.store import RunRow
+from runstone.runtime import approvals
+from runstone.runtime.action import Action, acting
+from runstone.runtime.approvals import APPROVAL_S, Decision
+from runstone.runtime.attempt import Attempt, gathered, gathering
+from runstone.runtime.bounds import bounded, counted, sized
+from runstone.runtime.message import Message
+from runstone.runtime.results import Results
 from runstone.values import Json
-from runstone.views import ListQuery, Rows
+from runstone.views import ListQuery
 
 _current: ContextVar[Run | None] = ContextVar("runstone.run", default=None)
 
 T = TypeVar("T")
+Caller: TypeAlias = "Callable[[Attempt, str, Json, str | None], Awaitable[Any]]"
 
 HISTORY_MAX = 1_000  # messages, and actions, that `history` returns at most: the newest
 
@@ -57,18 +56,17 @@ class History(msgspec.Struct, frozen=True):
 class Run:
     """One execution of an agent, as the agent sees it."""
 
-    def __init__(
-        self, row: RunRow, outbox: Outbox, rows: Rows, clock: Clock, deadline: datetime, prompt: str | None
-    ) -> None:
-        self._row = row
-        self._outbox = outbox
-        self._rows = rows
-        self._clock = clock
-        self._deadline = deadline
+    def __init__(self, attempt: Attempt, call: Caller, prompt: str | None) -> None:
+        self._attempt = attempt
+        self._row = attempt.row
+        self._rows = attempt.rows
+        self._outbox = attempt.outbox
+        self._call = call
         self._prompt = prompt
         self._open: list[Message] = []
         self._thought: Message | None = None  # opened by `think`; the next message of the run continues it
-        self.state = State(self)
+        self._steps: set[str] = set()  # keys used in this attempt
+        self.state = State(attempt)
         self.stop_reason: PartialReason = "error"  # why what is open when the agent is stopped stays partial
         self.said = False  # whether the run wrote any message; thoughts alone are none
 
@@ -96,8 +94,8 @@ class Run:
 
     @property
     def deadline(self) -> datetime:
-        """When the run will be ended as timed out; UTC."""
-        return self._deadline
+        """When the run will be ended as timed out, if it never waits for people again; UTC."""
+        return self._attempt.deadline()
 
     @property
     def metadata(self) -> dict[str, Json]:
@@ -152,36 +150,67 @@ class Run:
         executor: e.Executor = "agent",
         private: bool = False,
     ) -> AsyncIterator[Action]:
-        """Records what somebody else runs: pending from entry, a success on exit, an error if the block raises."""
-        _bounded("name", name, NAME_CHARS_MAX)
-        encoded = values.encode(input)
-        if len(encoded) > INPUT_BYTES_MAX:
-            raise TooLarge(f"The input of {name} is {len(encoded)} bytes; the most is {INPUT_BYTES_MAX}.")
-        action = Action(self, name, self._clock, private)
-        executing = e.ToolExecuting(
-            action_id=action.action_id,
-            tool=name,
-            input=Raw(encoded),
-            executor=executor,
-            call_id=UNSET if call_id is None else call_id,
-        )
-        await self._outbox.append(self._draft(executing, private=private))
-        try:
+        """Records what somebody else runs: pending from entry, a success on exit, an error if the block raises.
+
+        The block runs, and is recorded, in every attempt: only calls of tools are found again.
+        """
+        encoded = sized("input", input, INPUT_BYTES_MAX)
+        recorded = acting(self._attempt, name, encoded, executor=executor, private=private, call_id=call_id)
+        async with recorded as action:
             yield action
-        except asyncio.CancelledError:
-            await self._outbox.write(self._draft(action.completed("interrupted"), private=private))
-            raise
-        except (Exception, SystemExit) as error:  # one that leaves a task would take the whole process along
-            failure = _tool_error(error)
-            action.fail(failure)
-            await self._outbox.append(self._draft(action.completed("error"), private=private))
-            raise failure from error
-        await self._outbox.append(self._draft(action.completed("success"), private=private))
+
+    async def step(self, key: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns, recorded: a later attempt gets the record, and does not call it again.
+
+        What is said inside stands across attempts. The result has to be JSON, and comes back as the function's return
+        annotation says. Each key is used once in an attempt: else ValueError. A slow sync function holds everyone up:
+        `await run.step("parse", asyncio.to_thread, parse, path)`.
+        """
+        bounded("key", key, KEY_CHARS_MAX)
+        key = values.mend(key)
+        if key in self._steps:
+            raise ValueError(f"the step {key!r} was made before in this run; give every step a key of its own")
+        self._steps.add(key)
+        result = Results.of(function)
+        recorded = self._attempt.replay.step(key)
+        if recorded is not None:
+            inner = msgspec.json.decode(recorded.inner, type=list[str])
+            self.said = self.said or any(id.startswith("msg_") for id in inner)
+            for id in inner:
+                gathered(id)
+            return result.decode(bytes(recorded.output))
+        with gathering() as inner:
+            returned = function(*args, **kwargs)
+            output = result.encode(await returned if inspect.isawaitable(returned) else returned)
+            for message in [message for message in self._open if message.message_id in inner]:
+                await message.close(None)
+        data = e.StepCompleted(key=key, output=Raw(output), inner=tuple(inner) if inner else UNSET)
+        await self._attempt.outbox.append(self._attempt.draft(data, private=True))
+        return result.decode(output)
+
+    async def call(self, agent: str, input: Json = None, *, key: str | None = None) -> Any:
+        """Runs another agent as a part of this run; what it returns. Raises RunFailed if it does not complete.
+
+        A later attempt goes on with the same run, or gets its output if it has ended.
+        """
+        return await self._call(self._attempt, agent, input, _key(key))
+
+    async def approve(
+        self, prompt: str, input: Json = None, *, expires_in_s: float = APPROVAL_S, key: str | None = None
+    ) -> Decision:
+        """Asks a person, and waits: true only when they approve. Until then the run takes no slot, and no time."""
+        return await approvals.approve(self._attempt, prompt, input, expires_in_s=expires_in_s, key=_key(key))
+
+    async def ask(
+        self, prompt: str, schema: Any = str, *, expires_in_s: float = APPROVAL_S, key: str | None = None
+    ) -> Any:
+        """A person's answer, of the type that `schema` names. Raises ApprovalDenied where nobody gives one."""
+        return await approvals.ask(self._attempt, prompt, schema, expires_in_s=expires_in_s, key=_key(key))
 
     async def emit(self, name: str, value: Json = None) -> None:
         """An event of the agent's own; buffered."""
-        _bounded("name", name, NAME_CHARS_MAX)
-        await self._outbox.write(self._draft(e.Custom(name=name, value=_sized("value", value))))
+        bounded("name", name, NAME_CHARS_MAX)
+        await self._outbox.write(self._attempt.draft(e.Custom(name=name, value=sized("value", value))))
 
     async def usage(
         self,
@@ -196,11 +225,11 @@ class Run:
         raw: Json = None,
     ) -> None:
         """What one model call used; buffered. `raw` is the provider's own record, kept as it came."""
-        _bounded("model", model, MODEL_CHARS_MAX)
-        _counted("input_tokens", input_tokens)
-        _counted("output_tokens", output_tokens)
-        _counted("cached_input_tokens", cached_input_tokens or 0)
-        _counted("reasoning_tokens", reasoning_tokens or 0)
+        bounded("model", model, MODEL_CHARS_MAX)
+        counted("input_tokens", input_tokens)
+        counted("output_tokens", output_tokens)
+        counted("cached_input_tokens", cached_input_tokens or 0)
+        counted("reasoning_tokens", reasoning_tokens or 0)
         if cost is not None and not math.isfinite(cost):
             raise Invalid.at("cost", "must be a finite number")
         data = e.Usage(
@@ -212,12 +241,12 @@ class Run:
             reasoning_tokens=UNSET if reasoning_tokens is None else reasoning_tokens,
             cost=UNSET if cost is None else cost,
         )
-        await self._outbox.write(self._draft(data, raw=None if raw is None else values.raw(raw)))
+        await self._outbox.write(self._attempt.draft(data, raw=None if raw is None else values.raw(raw)))
 
     async def set_title(self, title: str) -> None:
         """Names the thread."""
-        _bounded("title", title, TITLE_CHARS_MAX)
-        await self._outbox.append(self._draft(e.ThreadUpdated(title=title, by=self._row.agent)))
+        bounded("title", title, TITLE_CHARS_MAX)
+        await self._outbox.append(self._attempt.draft(e.ThreadUpdated(title=title, by=self._row.agent)))
 
     async def history(self, limit: int = HISTORY_MAX) -> History:
         """The newest messages and actions before this run, the same in every attempt; `limit` counts each."""
@@ -245,257 +274,63 @@ class Run:
                 return found[::-1]
             query = msgspec.structs.replace(query, cursor=page.next_cursor, limit=limit - len(found))
 
-    def _draft(
-        self,
-        data: e.Data,
-        *,
-        metadata: Raw | None = None,
-        raw: Raw | None = None,
-        private: bool = False,
-        content: bytes | None = None,
-    ) -> Draft:
-        return Draft(
-            data=data,
-            run_id=self._row.run_id,
-            attempt=self._row.attempt,
-            metadata=metadata,
-            raw=raw,
-            private=private,
-            content=content,
-        )
-
     async def _begin(self, metadata: dict[str, Json] | None = None) -> Message:
-        message = Message(self)
+        message = Message(self._attempt, self._closed)
+        gathered(message.message_id)
         started = e.MessageStarted(message_id=message.message_id, role="assistant")
         self._open.append(message)
-        await self._outbox.append(self._draft(started, metadata=None if metadata is None else values.raw(metadata)))
+        await self._outbox.append(
+            self._attempt.draft(started, metadata=None if metadata is None else values.raw(metadata))
+        )
         return message
 
     async def _continue(self, metadata: dict[str, Json] | None) -> Message:
         thought, self._thought = self._thought, None
         return thought if thought is not None and metadata is None else await self._begin(metadata)
 
+    def _closed(self, message: Message) -> None:
+        self._open.remove(message)
+        if self._thought is message:
+            self._thought = None
+
     def _reason(self, error: BaseException) -> PartialReason:
         return self.stop_reason if isinstance(error, asyncio.CancelledError) else "error"
-
-
-class Message:
-    """A message that is being written."""
-
-    def __init__(self, run: Run) -> None:
-        self.message_id = new_id("msg")
-        self._run = run
-        self._fold = MessageFold()
-        self._kind: type[e.Delta] | None = None  # of the part that is being written
-        self._part = -1
-        self._offset = 0
-        self._bytes = 0
-        self._held = ""  # a high surrogate that waits for its other half
-        self._closed = False
-
-    @property
-    def text(self) -> str:
-        """What was written so far, without the reasoning."""
-        return text_of(self._fold.parts())
-
-    async def write(self, delta: str) -> None:
-        """Text; buffered."""
-        await self._delta(e.MessageDelta, delta)
-
-    async def think(self, delta: str) -> None:
-        """Reasoning; buffered."""
-        await self._delta(e.AgentThinking, delta)
-
-    async def part(self, value: dict[str, Json]) -> None:
-        """A whole part: `{"type": "file" | "data" | "source" | "action", …}`."""
-        if value.get("type") not in {"file", "data", "source", "action"}:
-            raise Invalid.at("type", "a whole part is a file, data, source or action")
-        await self._end_part()
-        self._part += 1
-        data = e.MessagePart(message_id=self.message_id, part=self._part, value=_sized("part", value))
-        self._fold.feed(data)
-        await self._outbox().append(self._run._draft(data))
-
-    async def close(self, reason: PartialReason | None) -> None:
-        """Completes the message; with a reason it stays partial. A barrier; safe twice."""
-        if self._closed:
-            return
-        await self._end_part()
-        self._closed = True
-        self._run._open.remove(self)
-        if self._run._thought is self:
-            self._run._thought = None
-        data = e.MessageCompleted(
-            message_id=self.message_id,
-            status="completed" if reason is None else "partial",
-            reason=UNSET if reason is None else reason,
-            length=self._fold.length,
-        )
-        await self._outbox().append(self._run._draft(data, content=self._fold.encoded()))
-
-    async def _delta(self, kind: type[e.AgentThinking | e.MessageDelta], delta: str) -> None:
-        if not isinstance(delta, str):
-            raise TypeError(f"a delta is text, not {type(delta).__name__}")
-        if self._closed:
-            raise RuntimeError("the message is complete; open another with run.message()")
-        if kind is self._kind and not self._held and delta.isascii() and len(delta) <= e.DELTA_CHARS_MAX:
-            if self._put(kind, delta, len(delta)):  # the way of nearly every token, and so the short one
-                await self._outbox().pause()
-            return
-        if kind is not self._kind:
-            await self._end_part()
-            self._kind, self._part, self._offset = kind, self._part + 1, 0
-        if self._held or not delta.isascii():
-            delta = self._whole(delta)
-            if self._held and not delta:
-                return
-        await self._send(kind, delta)
-
-    def _whole(self, delta: str) -> str:
-        """The text up to a trailing high surrogate, mended."""
-        text, self._held = self._held + delta, ""
-        if text and "\ud800" <= text[-1] <= "\udbff":
-            text, self._held = text[:-1], text[-1]
-        return values.mend(text)
-
-    async def _send(self, kind: type[e.AgentThinking | e.MessageDelta], text: str) -> None:
-        for start in range(0, len(text) or 1, e.DELTA_CHARS_MAX):
-            piece = text[start : start + e.DELTA_CHARS_MAX] if len(text) > e.DELTA_CHARS_MAX else text
-            if self._put(kind, piece, len(piece) if piece.isascii() else len(piece.encode())):
-                await self._outbox().pause()
-
-    def _put(self, kind: type[e.AgentThinking | e.MessageDelta], piece: str, size: int) -> bool:
-        self._bytes += size
-        if self._bytes > MESSAGE_BYTES_MAX:
-            raise TooLarge(f"A message takes at most {MESSAGE_BYTES_MAX} bytes.", remedy="Begin another message.")
-        offset, self._offset = self._offset, self._offset + len(piece)
-        self._fold.add(kind, self._part, piece)
-        return self._outbox().put(kind, self.message_id, self._part, offset, piece)
-
-    async def _end_part(self) -> None:
-        if self._held and self._kind is not None:
-            self._held = ""
-            await self._send(self._kind, "\ufffd")  # type: ignore[arg-type]
-        self._kind = None
-
-    def _outbox(self) -> Outbox:
-        return self._run._outbox
-
-
-class Action:
-    """A tool call that is under way. A tool's parameter that is annotated so gets the call's own."""
-
-    def __init__(self, run: Run, tool: str, clock: Clock, private: bool) -> None:
-        self.action_id = new_id("act")
-        self.tool = tool
-        self._run = run
-        self._clock = clock
-        self._private = private
-        self._started = clock.monotonic()
-        self._error: ToolError | None = None
-        self.output_bytes = b"null"
-
-    async def write(self, delta: str) -> None:
-        """Live output; buffered."""
-        delta = values.mend(delta)
-        for start in range(0, len(delta) or 1, e.DELTA_CHARS_MAX):
-            data = e.ToolOutput(action_id=self.action_id, delta=delta[start : start + e.DELTA_CHARS_MAX])
-            await self._run._outbox.write(self._run._draft(data, private=self._private))
-
-    async def retrying(self, number: int, pause_s: float, error: Exception) -> None:
-        """Says that the call failed and is made again, for the `number`-th time, after a pause."""
-        failure = _tool_error(error)
-        data = e.AgentRetrying(
-            action_id=self.action_id,
-            try_=number,
-            delay_ms=round(pause_s * 1000),
-            error=values.raw({"type": failure.type, "message": failure.detail}),
-            expected_recovery=to_rfc3339(self._clock.now_us() + round(pause_s * 1_000_000)),
-        )
-        await self._run._outbox.append(self._run._draft(data, private=self._private))
-
-    def complete(self, output: Json) -> None:
-        """What the call is to be recorded with on exit."""
-        encoded = values.encode(output)
-        if len(encoded) > OUTPUT_BYTES_MAX:
-            raise TooLarge(f"The output is {len(encoded)} bytes; the most is {OUTPUT_BYTES_MAX}.")
-        self.output_bytes = encoded
-
-    def succeed(self, encoded: bytes) -> None:
-        self.output_bytes = encoded
-
-    def fail(self, error: ToolError) -> None:
-        self._error = error
-
-    def completed(self, status: Literal["success", "error", "interrupted"]) -> e.ToolCompleted:
-        """The event that says how it ended."""
-        error = self._error
-        return e.ToolCompleted(
-            action_id=self.action_id,
-            status=status,
-            output=Raw(self.output_bytes) if status == "success" else UNSET,
-            error=UNSET if error is None else values.raw({"type": error.type, "message": error.detail}),
-            duration_ms=round((self._clock.monotonic() - self._started) * 1000),
-        )
 
 
 class State:
     """The thread's state, shared by its runs: whole values by key, the last one wins."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
 
     async def get(self, key: str, default: Json = None) -> Json:
         """The latest value."""
-        run = self._run
-        await run.flush()
-        found, _ = await run._rows.state(run.user, run.thread_id, private=True)
+        attempt = self._attempt
+        await attempt.outbox.flush()
+        found, _ = await attempt.rows.state(attempt.row.user_id, attempt.row.thread_id, private=True)
         return found.get(key, default)
 
     async def set(self, key: str, value: Json, *, public: bool = False) -> None:
         """Committed on return; null deletes. Clients see the values of public keys only."""
-        _bounded("key", key, KEY_CHARS_MAX)
-        data = e.StateChanged(key=key, value=_sized("value", value))
-        await self._run._outbox.append(self._run._draft(data, private=not public))
+        bounded("key", key, KEY_CHARS_MAX)
+        data = e.StateChanged(key=key, value=sized("value", value))
+        await self._attempt.outbox.append(self._attempt.draft(data, private=not public))
 
 
-class Entered:
-    """Makes a run the current one of the calling task."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def __enter__(self) -> None:
-        self._token = _current.set(self._run)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        _current.reset(self._token)
+@contextmanager
+def entered(run: Run) -> Iterator[None]:
+    """Makes a run the current one of the calling task; what it records is its own."""
+    token = _current.set(run)
+    try:
+        with gathering(alone=True):
+            yield
+    finally:
+        _current.reset(token)
 
 
-def deadline_of(clock: Clock, timeout_s: float) -> datetime:
-    return to_datetime(clock.now_us()) + timedelta(seconds=timeout_s)
-
-
-def _tool_error(error: BaseException) -> ToolError:
-    if isinstance(error, ToolError):
-        return error
-    return ToolError(type(error).__name__, values.mend(str(error))[:ERROR_CHARS_MAX])
-
-
-def _bounded(what: str, text: str, chars_max: int) -> None:
-    if not 1 <= len(text) <= chars_max:
-        raise Invalid.at(what, f"must be text of 1 to {chars_max} characters")
-
-
-def _counted(what: str, count: object) -> None:
-    if not isinstance(count, int) or not 0 <= count <= TOKENS_MAX:
-        raise Invalid.at(what, f"must be a whole number from 0 to {TOKENS_MAX}")
-
-
-def _sized(what: str, value: object) -> Raw:
-    encoded = values.encode(value)
-    if len(encoded) > OUTPUT_BYTES_MAX:
-        raise TooLarge(f"The {what} is {len(encoded)} bytes; the most is {OUTPUT_BYTES_MAX}.")
-    return Raw(encoded)
+def _key(key: str | None) -> str | None:
+    """A caller's own name for a call, as it is stored."""
+    if key is None:
+        return None
+    bounded("key", key, KEY_CHARS_MAX)
+    return values.mend(key)

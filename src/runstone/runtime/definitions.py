@@ -21,6 +21,7 @@ from runstone.errors import BadConfig, Invalid, UnknownAgent
 from runstone.events import OnCrash
 from runstone.limits import NAME_CHARS_MAX
 from runstone.resources import AgentInfo
+from runstone.runtime.results import Results
 from runstone.values import Json
 
 AgentFunction: TypeAlias = "Callable[..., Awaitable[Any] | AsyncIterator[str]]"
@@ -42,8 +43,9 @@ class AgentDefinition:
     on_crash: OnCrash
     max_attempts: int
     timeout_s: float
-    provider: str | None
+    provider: str | None  # whose breaker stops its starts
     parameters: Parameters
+    results: Results  # what those get who call it
 
     def info(self) -> AgentInfo:
         return AgentInfo(name=self.name, description=self.description, input_schema=self.parameters.schema())
@@ -168,6 +170,7 @@ def define_agent(
         timeout_s=timeout_s,
         provider=None if provider is None else check_name("provider", provider),
         parameters=Parameters(agent_name, function),
+        results=Results.of(function) if kind == "coroutine" else Results(Any),
     )
 
 

@@ -1,10 +1,10 @@
-"""Executes one attempt of one run: calls the agent, stops it when it must stop, and says how it ended."""
+"""Executes attempts of runs: calls the agent, stops it when it must stop, and says how it ended."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
@@ -13,31 +13,50 @@ from pydantic_core import to_jsonable_python
 
 from runstone import values
 from runstone.clock import Clock
-from runstone.commands import CANCEL_DEADLINE_S, Cancelled, Completed, Failed, Outcome, end_run
-from runstone.errors import AgentError, Invalid, OutputTooLarge, RunstoneError, StaleAttempt, StoreFailed, ToolError
+from runstone.commands import (
+    CANCEL_DEADLINE_S,
+    Cancelled,
+    Claimed,
+    Completed,
+    Failed,
+    Fence,
+    LeftBy,
+    NewChild,
+    Outcome,
+    call_agent,
+    end_run,
+)
+from runstone.errors import AgentError, Invalid, OutputTooLarge, RunFailed, RunstoneError, StaleAttempt, StoreFailed
 from runstone.ids import new_id
-from runstone.limits import ERROR_CHARS_MAX, OUTPUT_BYTES_MAX
+from runstone.limits import ERROR_CHARS_MAX, INPUT_BYTES_MAX, OUTPUT_BYTES_MAX
 from runstone.log import Log, Outbox
 from runstone.metrics import Metrics
-from runstone.runtime.breakers import Breakers, is_failure
-from runstone.runtime.context import Entered, Run, deadline_of
-from runstone.runtime.definitions import AgentDefinition
+from runstone.resources import Error
+from runstone.runtime.answers import Answers
+from runstone.runtime.attempt import Attempt, gathered
+from runstone.runtime.bounds import sized
+from runstone.runtime.context import Run, entered
+from runstone.runtime.definitions import AgentDefinition, Agents
+from runstone.runtime.presence import Presence
 from runstone.runtime.registry import Registry, Running, StopReason
-from runstone.runtime.resilience import Calls
+from runstone.runtime.replay import Replay
 from runstone.service import Tasks
-from runstone.store import RunRow
+from runstone.states import FINISHED
+from runstone.store import Record, RecordedChild, RunRow
+from runstone.values import Json
 
 logger = structlog.get_logger(__name__)
 
 
 class Executor:
-    """Runs claimed attempts; `execute` returns when the run has ended, or when the process gives it up."""
+    """Runs attempts; `execute` returns when the run has ended, or when this process gives it up."""
 
     def __init__(
         self,
         log: Log,
+        agents: Agents,
         registry: Registry,
-        breakers: Breakers,
+        answers: Answers,
         clock: Clock,
         metrics: Metrics,
         tasks: Tasks,
@@ -45,52 +64,141 @@ class Executor:
         debug: bool,
     ) -> None:
         self._log = log
+        self._agents = agents
         self._registry = registry
-        self._breakers = breakers
-        self._calls = Calls(breakers, clock, metrics)
+        self._answers = answers
         self._clock = clock
         self._metrics = metrics
         self._tasks = tasks
         self._debug = debug
 
-    async def execute(self, agent: AgentDefinition, row: RunRow) -> None:
-        outbox = self._log.outbox(row)
+    async def execute(self, claimed: Claimed, on_wait: Callable[[bool], None]) -> None:
+        """A root run; `on_wait` is told when it begins to wait for people, and when it no longer does."""
+        row = claimed.run
         try:
-            prompt = await self._prompt(row)
-            run = Run(row, outbox, self._log.rows, self._clock, deadline_of(self._clock, row.timeout_s), prompt)
-            await self._run(agent, run, row, outbox)
+            agent = self._agents.get(row.agent)
+            record = Record() if claimed.reason is None else await self._log.record(row.run_id)
+            presence = self._presence(row, record)
+            outbox = self._log.outbox(row, row.attempt)
+            try:
+                attempt = self._attempt(row, row.attempt, outbox, presence, record, claimed.reason)
+                await self._run(agent, attempt, on_wait)
+            finally:
+                outbox.close()
         except StaleAttempt as stale:
-            logger.info("a run ended without its attempt", run=row.run_id, detail=stale.detail)
+            logger.info("a run went on, or ended, without its attempt", run=row.run_id, detail=stale.detail)
         except StoreFailed:
             pass  # the log has said so, and stops the whole process
         except Exception as error:
             logger.exception("a run could not be executed", run=row.run_id)
-            await self._log.append(end_run(row.run_id, self._failed(error, row), attempt=None))
-        finally:
-            outbox.close()
+            fence = Fence(row.attempt, row.attempt)
+            with suppress(StaleAttempt):
+                await self._log.append(end_run(row.run_id, self._failed(error, row), fence, over_its_head=True))
 
-    async def _run(self, agent: AgentDefinition, run: Run, row: RunRow, outbox: Outbox) -> None:
-        task = self._tasks.start(_tried(self._call(agent, run, row)), row.run_id)
-        running = self._registry.register(row.run_id, task, self._clock.monotonic())
-        outbox.on_failure = lambda _failure: _stop(running, "fenced")
+    async def call(self, caller: Attempt, agent_name: str, input: Json, key: str | None) -> Any:
+        """A child run, in this process: what its agent returns. Raises RunFailed."""
+        agent = self._agents.get(agent_name)
+        agent.parameters.arguments(input)
+        encoded = sized("input", input, INPUT_BYTES_MAX)
+        recorded = caller.replay.child(agent.name, bytes(encoded), key)
+        if recorded is not None and recorded.status in FINISHED:
+            gathered(recorded.run_id)
+            return _result_of(agent, recorded)
+        new = NewChild(
+            agent=agent.name, input=encoded, key=key, max_attempts=agent.max_attempts, timeout_s=agent.timeout_s
+        )
+        await caller.outbox.flush()  # what led to the call stands before it
+        child_id = None if recorded is None else recorded.run_id
+        command = call_agent(caller.row, caller.epoch, new, child=child_id, reason=caller.left_by or "lost")
+        row: RunRow = await self._log.append(command)
+        gathered(row.run_id)
+        row = msgspec.structs.replace(row, first_seq=caller.row.first_seq)  # its history is its caller's
+        child = self._tasks.start(self._execute_child(agent, row, caller), f"{row.run_id}:call")
         try:
-            await self._supervise(running, run, row)
-            if running.stop_reason == "shutdown":
-                await outbox.flush()
-            elif running.stop_reason != "fenced":
-                await self._end(running, row, self._outcome(running, row))
-                if agent.provider is not None:
-                    self._report(agent.provider, running)
-            elif outbox.failure is not None and not isinstance(outbox.failure, StaleAttempt | StoreFailed):
-                raise outbox.failure  # what it said could not be stored, and nobody else will end it
-        finally:
-            if not task.done():
-                task.cancel()
-            self._registry.complete(row.run_id, self._clock.monotonic())
+            return await asyncio.shield(child)
+        except asyncio.CancelledError:
+            self._stop_child(row.run_id, caller.row.run_id)
+            await asyncio.wait({child}, timeout=CANCEL_DEADLINE_S)
+            raise
 
     async def stop(self) -> None:
         """Cancels the agents that still run."""
         await self._tasks.stop()
+
+    async def _execute_child(self, agent: AgentDefinition, row: RunRow, caller: Attempt) -> Any:
+        record = Record() if row.attempt == 1 else await self._log.record(row.run_id)
+        presence = self._presence(row, record, caller.presence)
+        outbox = self._log.outbox(row, caller.epoch)
+        try:
+            attempt = self._attempt(row, caller.epoch, outbox, presence, record, caller.left_by)
+            with caller.presence.calling(presence):
+                ended, outcome = await self._run(agent, attempt, lambda waiting: None)
+        finally:
+            outbox.close()
+        if isinstance(outcome, Completed) and ended == "agent_completed":
+            return agent.results.decode(bytes(outcome.output))
+        if isinstance(outcome, Failed) and ended == "agent_failed":
+            raise RunFailed(row.run_id, "failed", outcome.type, outcome.message)
+        raise _cancelled(row.run_id)
+
+    def _stop_child(self, run_id: str, caller_id: str) -> None:
+        """Its caller no longer waits for it: a cancel of its own, or the end of the whole family here."""
+        running, caller = self._registry.get(run_id), self._registry.get(caller_id)
+        if running is not None:
+            reason = None if caller is None else caller.stop_reason
+            running.stop(reason if reason in {"released", "fenced"} else "parent")
+
+    def _presence(self, row: RunRow, record: Record, caller: Presence | None = None) -> Presence:
+        return Presence(self._clock, timeout_s=row.timeout_s, ran_s=record.ran_us / 1_000_000, caller=caller)
+
+    def _attempt(
+        self, row: RunRow, epoch: int, outbox: Outbox, presence: Presence, record: Record, left_by: LeftBy | None
+    ) -> Attempt:
+        return Attempt(
+            row=row,
+            epoch=epoch,
+            outbox=outbox,
+            rows=self._log.rows,
+            clock=self._clock,
+            answers=self._answers,
+            presence=presence,
+            replay=Replay(record),
+            left_by=left_by,
+        )
+
+    async def _run(
+        self, agent: AgentDefinition, attempt: Attempt, on_wait: Callable[[bool], None]
+    ) -> tuple[str, Outcome | None]:
+        """How the run ended: the type of its terminal event, and what the attempt made of it.
+
+        Raises StaleAttempt where it goes on, or ended, without this attempt.
+        """
+        row, outbox = attempt.row, attempt.outbox
+        run = Run(attempt, self.call, await self._prompt(row))
+        attempt.task = self._tasks.start(_tried(self._call(agent, run, row)), row.run_id)
+        running = self._registry.register(row.run_id, attempt.task, self._clock.monotonic())
+        outbox.on_failure = lambda _failure: _stop(running, "fenced")
+
+        def waits(waiting: bool) -> None:
+            running.attention.set()  # its time stands still, or runs again
+            on_wait(waiting)
+
+        attempt.presence.on_change = waits
+        try:
+            await self._supervise(running, run, attempt)
+            if running.stop_reason == "released":
+                raise StaleAttempt(f"The run {row.run_id} was let go.")
+            if running.stop_reason == "fenced":
+                raise outbox.failure or StaleAttempt(f"The run {row.run_id} has ended.")
+            outcome = self._outcome(running, row)
+            return await self._end(running, attempt, outcome), outcome
+        finally:
+            attempt.presence.on_change = lambda waiting: None
+            if attempt.presence.waiting:
+                on_wait(False)
+            if not attempt.task.done():
+                attempt.task.cancel()
+            self._registry.complete(row.run_id, self._clock.monotonic())
 
     async def _prompt(self, row: RunRow) -> str | None:
         if row.message_id is None:
@@ -100,7 +208,7 @@ class Executor:
 
     async def _call(self, agent: AgentDefinition, run: Run, row: RunRow) -> Any:
         arguments = agent.parameters.arguments(values.decode(row.input))
-        with Entered(run), self._calls.entered():
+        with entered(run):
             if agent.kind == "generator":
                 return await _say_all(run, agent.function(run, **arguments))  # type: ignore[arg-type]
             result = await agent.function(run, **arguments)  # type: ignore[misc]
@@ -109,29 +217,35 @@ class Executor:
             await run.close_open()
             return result
 
-    async def _supervise(self, running: Running, run: Run, row: RunRow) -> None:
+    async def _supervise(self, running: Running, run: Run, attempt: Attempt) -> None:
         """Returns when the agent has ended, or must not be waited for any longer."""
-        stopping = self._tasks.start(running.stopping.wait(), f"{row.run_id}:stop")
-        try:
-            await asyncio.wait({running.task, stopping}, timeout=row.timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if running.task.done():
-                return
-            running.stop("timeout")
-            reason = running.stop_reason
-            run.stop_reason = "cancelled" if reason == "cancelled" else "timeout" if reason == "timeout" else "error"
-            if reason == "shutdown":
-                await run.flush()
-                return  # what was said is kept; the next start ends the run or takes it up
-            running.task.cancel()
-            if reason != "fenced":
-                await asyncio.wait({running.task}, timeout=CANCEL_DEADLINE_S)
-        finally:
-            stopping.cancel()
+        task, presence = running.task, attempt.presence
+        while True:
+            running.attention.clear()
+            if not presence.waiting and presence.left_s() <= 0:
+                running.stop("timeout")
+            if task.done() or running.stop_reason is not None:
+                break
+            timeout = None if presence.waiting else presence.left_s()
+            attention = self._tasks.start(running.attention.wait(), f"{running.run_id}:attention")
+            try:
+                await asyncio.wait({task, attention}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                attention.cancel()
+        reason = running.stop_reason
+        if reason is None or task.done():
+            return
+        run.stop_reason = "timeout" if reason == "timeout" else "error" if reason == "fenced" else "cancelled"
+        task.cancel()
+        if reason not in {"fenced", "released"}:
+            await asyncio.wait({task}, timeout=CANCEL_DEADLINE_S)
 
     def _outcome(self, running: Running, row: RunRow) -> Outcome:
         tried = running.task.result() if running.task.done() and not running.task.cancelled() else None
         if running.stop_reason == "cancelled":
             return self._completed(tried.value) if isinstance(tried, _Returned) else Cancelled()
+        if running.stop_reason == "parent":
+            return Cancelled("parent")
         if running.stop_reason == "timeout":
             return Failed("Timeout", f"The run took longer than {row.timeout_s:g} s.", reason="timeout")
         if isinstance(tried, _Raised):
@@ -139,20 +253,6 @@ class Executor:
         if isinstance(tried, _Returned):
             return self._completed(tried.value)
         return Failed("CancelledError", "The agent cancelled itself.")
-
-    def _report(self, provider: str, running: Running) -> None:
-        """Tells the provider's breaker how a run went.
-
-        Nothing is said of a cancelled run, nor of one that a tool's error ended: that has a breaker of its own.
-        """
-        if running.stop_reason == "timeout":
-            self._breakers.report(provider, failed=True)
-        elif running.stop_reason is None and not running.task.cancelled():
-            tried = running.task.result()
-            if isinstance(tried, _Returned):
-                self._breakers.report(provider, failed=False)
-            elif is_failure(tried.error) and not isinstance(tried.error, ToolError):
-                self._breakers.report(provider, failed=True)
 
     def _completed(self, result: object) -> Outcome:
         try:
@@ -177,11 +277,14 @@ class Executor:
             shown = values.mend(str(error))[:ERROR_CHARS_MAX]
         return Failed(type(error).__name__, shown, id=error_id)
 
-    async def _end(self, running: Running, row: RunRow, outcome: Outcome) -> None:
+    async def _end(self, running: Running, attempt: Attempt, outcome: Outcome) -> str:
+        row = attempt.row
         # over the head of an agent that does not stop, the end is not the attempt's own
-        attempt = row.attempt if running.task.done() else None
-        ended: str = await self._log.append(end_run(row.run_id, outcome, attempt=attempt))
+        over_its_head = not running.task.done()
+        fence = Fence(row.attempt, attempt.epoch)
+        ended: str = await self._log.append(end_run(row.run_id, outcome, fence, over_its_head=over_its_head))
         self._metrics.runs_ended.labels(status=ended.removeprefix("agent_")).inc()
+        return ended
 
 
 def _stop(running: Running, reason: StopReason) -> None:
@@ -217,3 +320,17 @@ async def _say_all(run: Run, words: AsyncGenerator[str]) -> str | None:
     await run.close_open()
     text = message.text
     return text if len(values.encode(text)) <= OUTPUT_BYTES_MAX else None
+
+
+def _result_of(agent: AgentDefinition, recorded: RecordedChild) -> Any:
+    """What a call gave in an earlier attempt: its output, or its error again."""
+    if recorded.status == "completed" and recorded.output is not None:
+        return agent.results.decode(bytes(recorded.output))
+    if recorded.error is not None:
+        error = Error.model_validate_json(bytes(recorded.error))
+        raise RunFailed(recorded.run_id, "failed", error.type, error.message)
+    raise _cancelled(recorded.run_id)
+
+
+def _cancelled(run_id: str) -> RunFailed:
+    return RunFailed(run_id, "cancelled", "Cancelled", f"The run {run_id} was cancelled.")

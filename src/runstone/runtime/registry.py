@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any, Literal
 
-StopReason = Literal["cancelled", "timeout", "shutdown", "fenced"]
+# cancelled: somebody asked; parent: its caller no longer waits for it; released: another worker is to go on with it;
+# fenced: it has ended, or has another owner
+StopReason = Literal["cancelled", "timeout", "parent", "released", "fenced"]
 
 
 class Running:
@@ -18,14 +20,14 @@ class Running:
         self.started = started
         self.completed: float | None = None
         self.stop_reason: StopReason | None = None
-        self.stopping = asyncio.Event()
+        self.attention = asyncio.Event()  # set when it is to stop, or when its time has to be looked at
 
     def stop(self, reason: StopReason) -> bool:
         """Asks the agent to stop; only the first reason counts. False if it was asked before, or has ended."""
         if self.stop_reason is not None or self.completed is not None:
             return False
         self.stop_reason = reason
-        self.stopping.set()
+        self.attention.set()
         return True
 
 
@@ -68,6 +70,10 @@ class Registry:
     def stop_all(self, reason: StopReason) -> None:
         """Asks every run to stop, and those that are registered from now on."""
         self._stopping = reason
+        self.stop_under_way(reason)
+
+    def stop_under_way(self, reason: StopReason) -> None:
+        """Asks every run to stop that is under way now."""
         for running in self:
             running.stop(reason)
 

@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial, update_wrapper
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast
 
-from pydantic import PydanticUserError, TypeAdapter
+import msgspec
+from msgspec import Raw
 from pydantic_core import to_jsonable_python
 
 from runstone import values
-from runstone.errors import BadConfig, Invalid, OutputTooLarge, TooLarge
+from runstone.errors import (
+    ActionDiverged,
+    ActionInterrupted,
+    ApprovalDenied,
+    BadConfig,
+    Invalid,
+    ToolError,
+)
 from runstone.failpoints import hit
-from runstone.limits import INPUT_BYTES_MAX, OUTPUT_BYTES_MAX
-from runstone.runtime.context import Action, Run
+from runstone.limits import INPUT_BYTES_MAX, KEY_CHARS_MAX
+from runstone.resources import Error
+from runstone.runtime import approvals
+from runstone.runtime.action import Action, acting
+from runstone.runtime.attempt import Attempt, gathered
+from runstone.runtime.bounds import bounded, sized
+from runstone.runtime.context import Run
 from runstone.runtime.definitions import check_name
-from runstone.runtime.resilience import RETRIES_MAX, Calls, Policy
-from runstone.values import Json
+from runstone.runtime.replay import Recorded
+from runstone.runtime.results import Results, in_thread
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_THREADS_MAX = 64  # sync tools under way at once; more wait
-_threads = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="runstone-tool")
+Approval: TypeAlias = Literal["always", "never"]
+
+
+class CallOptions(msgspec.Struct, frozen=True):
+    """What may differ from call to call."""
+
+    key: str | None = None
+    timeout_s: float | None = None
 
 
 class Tool(Generic[P, R]):
@@ -41,10 +58,9 @@ class Tool(Generic[P, R]):
         *,
         name: str | None,
         timeout_s: float | None,
-        retries: int,
-        idempotent: bool,
-        provider: str | None,
         private: bool,
+        idempotent: bool,
+        approval: Approval,
     ) -> None:
         self.name = check_name("tool", name or str(getattr(function, "__name__", "")))
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
@@ -52,51 +68,110 @@ class Tool(Generic[P, R]):
                 f"tool {self.name} is a generator",
                 remedy="Return a value; stream with a parameter annotated Action.",
             )
-        if timeout_s is not None and not timeout_s > 0:
-            raise BadConfig(f"tool {self.name}: timeout_s must be above 0.")
-        if not 0 <= retries <= RETRIES_MAX:
-            raise BadConfig(f"tool {self.name}: retries must be 0 to {RETRIES_MAX}.")
-        if retries and not idempotent:
-            raise BadConfig(
-                f"tool {self.name} has retries, but is not idempotent: a call that failed may have had its effect.",
-                remedy="Write idempotent=True if calling it twice does no more than calling it once; else retries=0.",
-            )
+        _check_timeout(self.name, timeout_s)
+        if approval not in {"always", "never"}:
+            raise BadConfig(f"tool {self.name}: approval is {approval!r}.", remedy="Give 'always', or leave it out.")
         self._function = function
-        self._idempotent = idempotent
-        breaker = self.name if provider is None else check_name("provider", provider)
-        self._policy = Policy(tool=self.name, breaker=breaker, timeout_s=timeout_s, retries=retries)
+        self._timeout_s = timeout_s
         self._private = private
+        self._idempotent = idempotent
+        self._approval = approval
         self._async = inspect.iscoroutinefunction(function)
-        try:
-            self._signature = inspect.signature(function, eval_str=True)
-            annotation = self._signature.return_annotation
-            known = annotation is not inspect.Signature.empty
-            self._result = TypeAdapter[Any](annotation if known else Any)
-        except (PydanticUserError, NameError) as error:
-            raise BadConfig(
-                f"tool {self.name}: {error}",
-                remedy="Annotate the result with a type that JSON can be read into.",
-            ) from None
+        self._results = Results.of(function)
+        self._signature = inspect.signature(function, eval_str=True)
         self._action_names = [name for name, p in self._signature.parameters.items() if p.annotation is Action]
         update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
+        return self._with(CallOptions(), args, kwargs)
+
+    def options(self, *, key: str | None = None, timeout_s: float | None = None) -> Callable[P, Awaitable[R]]:
+        """The tool, with options for one call: `await search.options(key="first")(query="stone")`.
+
+        By its `key` a later attempt finds the call again whatever its input; `timeout_s` is instead of the tool's.
+        """
+        if key is not None:
+            bounded("key", key, KEY_CHARS_MAX)
+        _check_timeout(self.name, timeout_s)
+        options = CallOptions(None if key is None else values.mend(key), timeout_s)
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:
+            return self._with(options, args, kwargs)
+
+        return call
+
+    def _with(self, options: CallOptions, args: tuple[object, ...], kwargs: dict[str, object]) -> Awaitable[R]:
         run = Run.current()
         if run is None or not _in_event_loop():
-            return cast("Awaitable[R]", self._function(*args, **kwargs))  # of a sync function, the plain result
-        return self._in_run(run, args, kwargs)
+            return cast("Awaitable[R]", self._function(*args, **kwargs))  # type: ignore[arg-type] # of a sync function, the plain result
+        return self._in_run(run._attempt, options, args, kwargs)
 
-    async def _in_run(self, run: Run, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
+    async def _in_run(
+        self, attempt: Attempt, options: CallOptions, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> Any:
         bound = self._signature.bind_partial(*args, **kwargs)
         bound.apply_defaults()
         shown = {name: value for name, value in bound.arguments.items() if name not in self._action_names}
-        async with run.action(self.name, _jsonable(shown), executor="server", private=self._private) as action:
+        input = _input(shown)
+        earlier = attempt.replay.action(self.name, bytes(input), options.key)
+        if earlier is None:
+            self._check_path(attempt)
+        elif earlier.last.status != "interrupted":
+            return self._recorded(earlier)
+        elif not self._idempotent:
+            raise ActionInterrupted(
+                f"{self.name} was under way when an earlier attempt died ({earlier.last.action_id}); "
+                "whether it took effect is not known."
+            )
+        action_id = None if earlier is not None else await self._approved(attempt, input, options)
+        async with acting(
+            attempt,
+            self.name,
+            input,
+            executor="server",
+            private=self._private,
+            key=options.key,
+            action_id=action_id,
+            retry_of=None if earlier is None else earlier.last.action_id,
+            idempotency_key=None if earlier is None else earlier.first.action_id,
+        ) as action:
             arguments = bound.arguments | dict.fromkeys(self._action_names, action)
             call = partial(self._function, **arguments) if self._named() else self._positional(arguments)
-            result = await self._call(call, run, action)
+            result = await self._call(call, options)
             hit("tool_ended")
-            action.succeed(_output(result))
-        return self._result.validate_json(action.output_bytes)
+            action.succeed(self._results.encode(result))
+        return self._results.decode(action.output_bytes)
+
+    def _check_path(self, attempt: Attempt) -> None:
+        """What side by side comes in another order is found by its input alone; the agent's own steps are not."""
+        if not self._idempotent and attempt.in_own_task and attempt.replay.left(self.name):
+            raise ActionDiverged(
+                f"An earlier attempt called {self.name} with another input, and may have had its effect."
+            )
+
+    def _recorded(self, earlier: Recorded) -> Any:
+        """What the call gave in an earlier attempt."""
+        action = earlier.last
+        gathered(action.action_id)
+        if action.status == "success" and action.output is not None:
+            return self._results.decode(bytes(action.output))
+        raise _error(action.error)
+
+    async def _approved(self, attempt: Attempt, input: Raw, options: CallOptions) -> str | None:
+        """The id that the call will have, where it needs a person's word and has it. Raises ApprovalDenied."""
+        if self._approval != "always":
+            return None
+        decision = await approvals.approve(
+            attempt,
+            f"Run {self.name}?",
+            values.decode(input),
+            expires_in_s=approvals.APPROVAL_S,
+            key=options.key,
+            of_tool=True,
+        )
+        if not decision:
+            raise ApprovalDenied(f"{self.name} was not approved: it is {decision.status}.")
+        return decision.action_id
 
     def _named(self) -> bool:
         kinds = {p.kind for p in self._signature.parameters.values()}
@@ -106,19 +181,18 @@ class Tool(Generic[P, R]):
         bound = inspect.BoundArguments(self._signature, arguments)
         return partial(self._function, *bound.args, **bound.kwargs)
 
-    async def _call(self, call: Callable[[], Any], run: Run, action: Action) -> Any:
-        return await Calls.current().make(
-            call if self._async else partial(_in_thread, call),
-            self._policy,
-            deadline=run.deadline,
-            on_retry=action.retrying,
-        )
-
-
-async def _in_thread(call: Callable[[], R]) -> R:
-    context = contextvars.copy_context()
-    waiting: Awaitable[R] = asyncio.get_running_loop().run_in_executor(_threads, partial(context.run, call))
-    return await waiting
+    async def _call(self, call: Callable[[], Any], options: CallOptions) -> Any:
+        timeout_s = self._timeout_s if options.timeout_s is None else options.timeout_s
+        timeout = asyncio.timeout(timeout_s)
+        try:
+            async with timeout:
+                if self._async:
+                    return await call()
+                return await in_thread(call)
+        except TimeoutError:
+            if not timeout.expired():
+                raise  # the tool's own
+            raise ToolError("Timeout", f"{self.name} took longer than {timeout_s:g} s") from None
 
 
 def _in_event_loop() -> bool:
@@ -129,24 +203,20 @@ def _in_event_loop() -> bool:
     return True
 
 
-def _jsonable(value: object) -> Json:
+def _check_timeout(name: str, timeout_s: float | None) -> None:
+    if timeout_s is not None and not timeout_s > 0:
+        raise BadConfig(f"tool {name}: timeout_s must be above 0.")
+
+
+def _input(value: object) -> Raw:
     """What a call is recorded with; raises TooLarge, and Invalid for what is not JSON."""
     try:
-        plain: Json = to_jsonable_python(value, inf_nan_mode="constants")
+        plain = to_jsonable_python(value, inf_nan_mode="constants")
     except ValueError as error:
         raise Invalid.at("input", str(error)) from None
-    size = len(values.encode(plain))
-    if size > INPUT_BYTES_MAX:
-        raise TooLarge(f"The input is {size} bytes; the most is {INPUT_BYTES_MAX}.")
-    return plain
+    return sized("input", plain, INPUT_BYTES_MAX)
 
 
-def _output(value: object) -> bytes:
-    """What a call has returned, recorded; raises OutputTooLarge, and Invalid for what is not JSON."""
-    try:
-        encoded = values.encode(to_jsonable_python(value, inf_nan_mode="constants"))
-    except ValueError as error:
-        raise Invalid.at("output", str(error)) from None
-    if len(encoded) > OUTPUT_BYTES_MAX:
-        raise OutputTooLarge(f"The output is {len(encoded)} bytes; the most is {OUTPUT_BYTES_MAX}.")
-    return encoded
+def _error(recorded: Raw | None) -> ToolError:
+    error = Error(type="Error", message="") if recorded is None else Error.model_validate_json(bytes(recorded))
+    return ToolError(error.type, error.message)

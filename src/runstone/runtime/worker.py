@@ -1,4 +1,4 @@
-"""The worker: claims runs while it has free slots, hands them to the executor, and passes cancels on."""
+"""The worker: shows that it lives, claims runs while it has free slots, and passes cancels and answers on."""
 
 from __future__ import annotations
 
@@ -9,77 +9,107 @@ import structlog
 
 from runstone.broker import Hint
 from runstone.clock import Clock
-from runstone.commands import CANCEL_DEADLINE_S, claim_runs, end_orphans
-from runstone.errors import StoreFailed
+from runstone.commands import (
+    CANCEL_DEADLINE_S,
+    Claimed,
+    beat,
+    claim_runs,
+    end_stopping,
+    expire_approvals,
+    release_runs,
+)
+from runstone.errors import StaleWorker, StoreFailed
 from runstone.ids import new_id
 from runstone.log import Log
 from runstone.metrics import Metrics
-from runstone.runtime.breakers import Breakers
+from runstone.runtime.answers import Answers
 from runstone.runtime.definitions import Agents
 from runstone.runtime.executor import Executor
+from runstone.runtime.lease import Leases
 from runstone.runtime.registry import Registry
 from runstone.runtime.watchdog import Watchdog
 from runstone.service import Tasks, every
-from runstone.store import RunRow
 
 logger = structlog.get_logger(__name__)
 
-POLL_S = 2.0  # how late a claim or a cancel may be when its hint was lost
+POLL_S = 2.0  # how late a claim, a cancel or an answer may be when its hint was lost
+BEATS_A_LEASE = 5  # one that is late is no death
 _CLAIM_MAX = 100  # runs a transaction, so that a long queue does not hold up the appends
 _SWEEP_S = 5.0
 
 
 class Worker:
-    """One per process. `start` ends what a dead process left under way, then takes up the queue."""
+    """One per process. `start` registers it, and takes up what waits and what nobody owns."""
 
     def __init__(
         self,
         log: Log,
         agents: Agents,
-        breakers: Breakers,
         clock: Clock,
         metrics: Metrics,
         *,
         slots: int,
+        lease_s: float,
+        grace_s: float,
         debug: bool,
     ) -> None:
         self.id = new_id("wrk")
         self.registry = Registry()
+        self.draining = False
         self._log = log
         self._agents = agents
         self._clock = clock
         self._metrics = metrics
         self._slots = slots
+        self._lease_s = lease_s
+        self._grace_s = grace_s
+        self._waiting = 0  # runs under way that wait for people: they take no slot
         self._runs = Tasks("run")
         self._services = Tasks("worker", on_crash=log.crashed)
         self._work = asyncio.Event()
-        self._executor = Executor(log, self.registry, breakers, clock, metrics, Tasks("agent"), debug=debug)
+        self._answers = Answers(log)
+        self._leases = Leases(log, clock, lease_s)
+        self._executor = Executor(
+            log, agents, self.registry, self._answers, clock, metrics, Tasks("agent"), debug=debug
+        )
         self._watchdog = Watchdog(metrics)
 
     async def start(self) -> None:
-        await self._end_orphans()
+        await self._log.append(beat(self.id, first=True))
         self._log.listen(self._hinted)
         self._watchdog.start()
         self._work.set()
         self._services.run(self._claim_loop(), "claim")
+        self._services.run(self._answers.serve(), "answers")
+        self._services.run(every(self._lease_s / BEATS_A_LEASE, self._beat), "beat")
         self._services.run(every(POLL_S, self._poll), "poll")
         self._services.run(every(_SWEEP_S, self._sweep), "sweep")
 
+    async def drain(self) -> None:
+        """Claims no more, and gives the runs under way, but for those that wait for people, a time to end."""
+        self.draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._grace_s):
+                while len(self._runs) > self._waiting:
+                    self._work.clear()
+                    await self._work.wait()
+
     async def stop(self) -> None:
-        """Stops claiming, keeps what the runs have said, and lets go of them; safe twice."""
+        """Keeps what the runs have said, and lets go of them for the next worker; safe twice."""
+        self.draining = True
         await self._services.stop()
-        self.registry.stop_all("shutdown")
+        with suppress(StoreFailed):
+            await self._log.append(release_runs(self.id))  # fenced first, then cancelled
+        self.registry.stop_all("released")
         await self._runs.wait()
         await self._executor.stop()
         self._watchdog.stop()
 
-    async def _end_orphans(self) -> None:
-        while ended := await self._log.append(end_orphans(_CLAIM_MAX)):
-            logger.warning("ended runs that a dead process left under way", runs=len(ended))
-
     def _hinted(self, hint: Hint) -> None:
         if hint.about == "cancel":
             self.registry.cancel(hint.id)
+        elif hint.about == "answer":
+            self._answers.hinted(hint.id)
         elif hint.about == "ended":
             self._stop_if_running(hint.id)
             self._work.set()  # there may be room for the next run of its thread
@@ -93,27 +123,52 @@ class Worker:
             running.stop("fenced")
 
     async def _claim_loop(self) -> None:
-        names = self._agents.names()
-        while True:
+        while not self.draining:
             await self._work.wait()
             self._work.clear()
-            while (free := self._slots - len(self._runs)) > 0 and names:
-                wanted = min(free, _CLAIM_MAX)
-                claimed: list[RunRow] = await self._log.append(claim_runs(names, wanted, self.id))
-                for row in claimed:
-                    self._runs.run(self._run(row), row.run_id)
-                if len(claimed) < wanted:
-                    break
+            with suppress(StaleWorker):  # the next beat says so, too, and begins anew
+                while await self._claim():
+                    pass
 
-    async def _run(self, row: RunRow) -> None:
+    async def _claim(self) -> bool:
+        """Claims what there is and fits; whether there may be more."""
+        names = self._agents.names()
+        free = self._slots - (len(self._runs) - self._waiting)
+        if free <= 0 or not names or self.draining:
+            return False
+        wanted = min(free, _CLAIM_MAX)
+        started: list[Claimed]
+        started, found = await self._log.append(claim_runs(names, wanted, self.id))
+        for claimed in started:
+            self._runs.run(self._run(claimed), claimed.run.run_id)
+        return bool(found == wanted)
+
+    async def _run(self, claimed: Claimed) -> None:
         try:
-            await self._executor.execute(self._agents.get(row.agent), row)
+            await self._executor.execute(claimed, self._waits)
         finally:
             self._work.set()  # a slot is free
 
-    async def _poll(self) -> None:
-        """Finds what lost hints did not say."""
+    def _waits(self, waiting: bool) -> None:
+        self._waiting += 1 if waiting else -1
         self._work.set()
+
+    async def _beat(self) -> None:
+        """Shows that this worker lives, and looks for those that no longer do."""
+        try:
+            await self._log.append(beat(self.id))
+        except StaleWorker:
+            logger.warning("this worker was taken for dead: it stops its runs and begins anew", worker=self.id)
+            self.registry.stop_under_way("fenced")
+            self.id = new_id("wrk")
+            await self._log.append(beat(self.id, first=True))
+        if await self._leases.bury_dead(but=self.id):
+            self._work.set()
+
+    async def _poll(self) -> None:
+        """Finds what lost hints did not say, and what no event begins: times that are over."""
+        self._work.set()
+        self._answers.hinted_all()
         with suppress(StoreFailed):
             under_way = [running.run_id for running in self.registry if running.completed is None]
             for run_id, why in (await self._log.to_stop(under_way)).items():
@@ -121,6 +176,9 @@ class Worker:
                     self.registry.cancel(run_id)
                 else:
                     self._stop_if_running(run_id)
+            for over in (expire_approvals, end_stopping):
+                while len(await self._log.append(over(_CLAIM_MAX))) == _CLAIM_MAX:
+                    pass
             statuses = await self._log.rows.statuses()
             for status in ("queued", "running", "waiting"):
                 self._metrics.runs.labels(status=status).set(statuses.get(status, 0))

@@ -126,7 +126,7 @@ class ThreadFold:
             self._of_run(draft, run, row)
         broken = self._close_message(draft, row)
         try:
-            found = changes(draft, Place(self.thread.thread_id, self.thread.user_id, seq, time_us))
+            found = changes(draft, Place(self.thread.thread_id, self.thread.user_id, row[1], seq, time_us))
         except _CANNOT_FOLD as error:
             raise NotOfItsType(f"{kind} cannot be folded: {type(error).__name__}: {error}") from None
         for change in found:

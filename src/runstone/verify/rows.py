@@ -27,7 +27,14 @@ class Rows:
     def __init__(self) -> None:
         self._rows: dict[Key, dict[str, Column]] = {}
         self._unmade: set[Key] = set()  # changed, but made by no event: said once
-        self.made: dict[Table, int] = {"threads": 0, "runs": 0, "messages": 0, "actions": 0}
+        self.made: dict[Table, int] = {
+            "threads": 0,
+            "runs": 0,
+            "messages": 0,
+            "actions": 0,
+            "approvals": 0,
+            "steps": 0,
+        }
 
     def apply(self, change: Change) -> str | None:
         """Carries a change out; what is wrong with it, if it cannot be."""

@@ -11,7 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from runstone.clock import Clock
 from runstone.errors import StoreFailed
 from runstone.resources import Action, Listing, Message, Run, Thread
-from runstone.store import Committed, Entry, RunRow, ToStop
+from runstone.store import Committed, Entry, Record, RecordedApproval, RunRow, ToStop
 from runstone.stores.migrations import check, migrate, plan
 from runstone.stores.sqlite.connection import (
     FileLock,
@@ -65,6 +65,7 @@ class SqliteStore:
             with failing():
                 self.generation = generation(connection)
                 settle(connection)
+                connection.execute("DELETE FROM workers")  # who holds the lock is alone: no other worker can live
                 self._writer = Writer(connection, self._clock)
             self._connection = connection
         except BaseException:
@@ -109,6 +110,15 @@ class SqliteStore:
 
     async def to_stop(self, run_ids: Sequence[str]) -> dict[str, ToStop]:
         return await self.read(Reader.to_stop, run_ids)
+
+    async def record(self, run_id: str) -> Record:
+        return await self.read(Reader.record, run_id)
+
+    async def resolved(self, approval_ids: Sequence[str]) -> list[RecordedApproval]:
+        return await self.read(Reader.resolved, approval_ids)
+
+    async def beats(self) -> dict[str, int]:
+        return await self.read(Reader.beats)
 
     async def read(self, method: Callable[Concatenate[Reader, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """One read, in a reader thread, on that thread's own connection."""

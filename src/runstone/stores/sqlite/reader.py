@@ -23,13 +23,24 @@ from runstone.events import Event
 from runstone.limits import LIST_BYTES_MAX, PREVIEW_CHARS_MAX
 from runstone.messages import text_of
 from runstone.resources import Action, Listing, Message, Preview, Run, Thread, UsageSum
-from runstone.store import RunRow, ToStop
+from runstone.store import (
+    Record,
+    RecordedAction,
+    RecordedApproval,
+    RecordedChild,
+    RecordedStep,
+    RunRow,
+    Span,
+    ToStop,
+    ran_us,
+)
 from runstone.stores.sqlite.connection import failing, transaction
 from runstone.stores.sqlite.writer import RUN_COLUMNS, USAGE_COLUMNS, fold_message, run_row
 from runstone.values import Json, decode
 from runstone.views import ListQuery, Page, ThreadRef
 
 _R = TypeVar("_R")
+_S = TypeVar("_S", bound=msgspec.Struct)
 BusyStatus: TypeAlias = Literal["running", "waiting", "queued"]
 
 _PAGE = """
@@ -69,6 +80,17 @@ FROM messages
 _ACTION = """
 SELECT action_id, thread_id, run_id, tool, executor, input, status, output, error, private, started_at, ended_at, seq
 FROM actions
+"""
+_STEPPED = "SELECT key, output, inner FROM steps WHERE run_id = ? ORDER BY seq"
+_ACTED = """
+SELECT action_id, tool, input, key, status, output, error, retry_of, inner FROM actions WHERE run_id = ? ORDER BY seq
+"""
+_APPROVED = """
+SELECT approval_id, run_id, action_id, kind, prompt, input, key, status, value, by, comment, expires_at
+FROM approvals WHERE {where}
+"""
+_CALLED = """
+SELECT run_id, agent, input, key, status, output, error FROM runs WHERE parent_run_id = ? ORDER BY run_no
 """
 _FAMILY = """
 WITH RECURSIVE family (run_id) AS (
@@ -152,6 +174,46 @@ class Reader:
                 "WHERE ended_at IS NOT NULL OR cancel_deadline IS NOT NULL",
                 (json.dumps(list(run_ids)),),
             ).fetchall()
+            return dict(rows)
+
+    def record(self, run_id: str) -> Record:
+        with self._snapshot():
+            approvals = self._recorded(RecordedApproval, _APPROVED.format(where="run_id = ? ORDER BY seq"), run_id)
+            return Record(
+                steps=self._recorded(RecordedStep, _STEPPED, run_id),
+                actions=self._recorded(RecordedAction, _ACTED, run_id),
+                approvals=approvals,
+                children=self._recorded(RecordedChild, _CALLED, run_id),
+                ran_us=ran_us(*self._spans(run_id)),
+            )
+
+    def _recorded(self, kind: type[_S], sql: str, id: str) -> list[_S]:
+        """Rows whose columns are the fields of a record; bytes are encoded JSON."""
+        rows = self._db.execute(sql, (id,))
+        return [kind(*[msgspec.Raw(value) if isinstance(value, bytes) else value for value in row]) for row in rows]
+
+    def _spans(self, run_id: str) -> tuple[list[Span], list[Span]]:
+        """From when to when each attempt gave signs of life, and from when to when the run waited for people."""
+        attempts: list[Any] = self._db.execute(
+            "SELECT min(time), max(time) FROM events "
+            "WHERE thread_no = (SELECT thread_no FROM runs JOIN threads USING (thread_id) WHERE run_id = ?1) "
+            "AND seq >= (SELECT first_seq FROM runs WHERE run_id = ?1) "
+            "AND run_no = (SELECT run_no FROM runs WHERE run_id = ?1) AND attempt NOT NULL GROUP BY attempt",
+            (run_id,),
+        ).fetchall()
+        waits: list[Any] = self._db.execute(
+            "SELECT created_at, resolved_at FROM approvals WHERE run_id = ? AND resolved_at NOT NULL", (run_id,)
+        ).fetchall()
+        return attempts, waits
+
+    def resolved(self, approval_ids: Sequence[str]) -> list[RecordedApproval]:
+        where = "approval_id IN (SELECT value FROM json_each(?)) AND status <> 'open'"
+        with failing():
+            return self._recorded(RecordedApproval, _APPROVED.format(where=where), json.dumps(list(approval_ids)))
+
+    def beats(self) -> dict[str, int]:
+        with failing():
+            rows: list[Any] = self._db.execute("SELECT worker_id, beat FROM workers").fetchall()
             return dict(rows)
 
     def threads(self, user_id: str, query: ListQuery) -> Listing[Thread]:

@@ -166,4 +166,82 @@ _SPINE = Migration(
     ),
 )
 
-MIGRATIONS = (_SPINE,)
+_ATTEMPTS = Migration(
+    version=2,
+    name="attempts",
+    up=(
+        "CREATE TABLE workers (worker_id TEXT PRIMARY KEY, beat INTEGER NOT NULL) WITHOUT ROWID",
+        """
+        CREATE TABLE steps (
+            run_id TEXT NOT NULL REFERENCES runs (run_id),
+            key TEXT NOT NULL,
+            thread_id TEXT NOT NULL REFERENCES threads (thread_id),
+            user_id TEXT NOT NULL,
+            output BLOB NOT NULL,
+            inner BLOB NOT NULL, -- ids of what was said and done inside
+            seq INTEGER NOT NULL,
+            PRIMARY KEY (run_id, key)
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE approvals (
+            approval_id TEXT PRIMARY KEY,
+            thread_id TEXT NOT NULL REFERENCES threads (thread_id),
+            run_id TEXT NOT NULL REFERENCES runs (run_id),
+            user_id TEXT NOT NULL,
+            action_id TEXT,
+            key TEXT,
+            kind TEXT NOT NULL,
+            prompt TEXT NOT NULL,
+            input BLOB NOT NULL,
+            input_hash TEXT NOT NULL,
+            schema BLOB,
+            status TEXT NOT NULL,
+            value BLOB,
+            by TEXT,
+            comment TEXT,
+            created_at INTEGER NOT NULL,
+            expires_at INTEGER NOT NULL,
+            resolved_at INTEGER,
+            seq INTEGER NOT NULL
+        )
+        """,
+        "CREATE INDEX approvals_of_user ON approvals (user_id, created_at, approval_id)",
+        "CREATE INDEX approvals_of_thread ON approvals (thread_id, seq)",
+        "CREATE INDEX approvals_of_run ON approvals (run_id)",
+        "CREATE INDEX approvals_open ON approvals (expires_at) WHERE status = 'open'",
+        "CREATE INDEX steps_of_thread ON steps (thread_id)",
+        "ALTER TABLE threads ADD COLUMN activity_pos INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX threads_changed ON threads (user_id, activity_pos)",
+        "ALTER TABLE runs ADD COLUMN lost INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX runs_of_root ON runs (root_run_id) WHERE ended_at IS NULL",
+        """
+        CREATE INDEX runs_under_way ON runs (run_no)
+        WHERE ended_at IS NULL AND status <> 'queued' AND parent_run_id IS NULL
+        """,
+        "CREATE INDEX runs_stopping ON runs (cancel_deadline) WHERE ended_at IS NULL AND cancel_deadline IS NOT NULL",
+        "ALTER TABLE actions ADD COLUMN key TEXT",
+        "ALTER TABLE actions ADD COLUMN retry_of TEXT",
+        "ALTER TABLE actions ADD COLUMN inner BLOB",
+        "CREATE INDEX actions_of_run ON actions (run_id, seq)",
+        "CREATE INDEX messages_of_run ON messages (run_id)",
+    ),
+    down=(
+        "DROP INDEX messages_of_run",
+        "DROP INDEX actions_of_run",
+        "ALTER TABLE actions DROP COLUMN inner",
+        "ALTER TABLE actions DROP COLUMN retry_of",
+        "ALTER TABLE actions DROP COLUMN key",
+        "DROP INDEX runs_stopping",
+        "DROP INDEX runs_under_way",
+        "DROP INDEX runs_of_root",
+        "ALTER TABLE runs DROP COLUMN lost",
+        "DROP INDEX threads_changed",
+        "ALTER TABLE threads DROP COLUMN activity_pos",
+        "DROP TABLE approvals",
+        "DROP TABLE steps",
+        "DROP TABLE workers",
+    ),
+)
+
+MIGRATIONS = (_SPINE, _ATTEMPTS)

@@ -24,9 +24,10 @@ from runstone.events import Draft, Event
 from runstone.failpoints import hit
 from runstone.messages import MessageFold
 from runstone.projection import KEYS, WITHOUT_ROWS, Change, Place, changes
-from runstone.states import TERMINAL_EVENTS
+from runstone.states import FAMILY_EVENTS, TERMINAL_EVENTS, Member, Status, standing
 from runstone.store import (
     Append,
+    ApprovalRow,
     Command,
     Committed,
     Decision,
@@ -52,13 +53,22 @@ _INSERT_EVENTS = {
     + ", ".join(["(" + ", ".join("?" * _EVENT_WIDTH) + ")"] * rows)
     for rows in _ROWS_A_STATEMENT
 }
+_OWNED = """
+SELECT run_id FROM runs
+WHERE ended_at IS NULL AND status <> 'queued' AND parent_run_id IS NULL AND owner = ? ORDER BY run_no
+"""
+_SUPERSEDED = """
+SELECT message_id FROM messages WHERE run_id = ?1 AND role = 'assistant' AND status <> 'superseded'
+    AND message_id NOT IN (SELECT value FROM steps, json_each(CAST(inner AS TEXT)) WHERE run_id = ?1)
+ORDER BY first_seq
+"""
 _KNOWN_MAX = 20_000  # threads and runs remembered; a forgotten one costs a look-up
 
 USAGE_COLUMNS = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens", "cost")
 RUN_COLUMNS = (
     "run_id, thread_id, user_id, agent, status, attempt, input, metadata, message_id, parent_run_id, "
     "root_run_id, on_busy, on_crash, max_attempts, timeout_s, cancel_by, cancel_reason, cancel_deadline, first_seq, "
-    + ", ".join(USAGE_COLUMNS)
+    "lost, owner, " + ", ".join(USAGE_COLUMNS)
 )
 
 
@@ -72,6 +82,8 @@ class _Run(msgspec.Struct):
     thread: ThreadRef
     attempt: int
     ended: bool
+    owned: bool  # by a worker that has not let go of it
+    root_id: str | None  # null: it is a root itself
     envelope_head: bytes
 
 
@@ -158,20 +170,35 @@ class Writer:
         known = self._runs.get(run_id)
         if known is None:
             row: Any = self._db.execute(
-                "SELECT run_no, thread_id, user_id, attempt, ended_at IS NOT NULL FROM runs WHERE run_id = ?",
+                "SELECT run_no, thread_id, user_id, attempt, ended_at IS NOT NULL, owner IS NOT NULL, "
+                "iif(parent_run_id IS NULL, NULL, root_run_id) FROM runs WHERE run_id = ?",
                 (run_id,),
             ).fetchone()
-            no, thread_id, user_id, attempt, ended = row
-            head = e.envelope_head(thread_id, run_id, attempt or None, user_id)
-            known = self._runs[run_id] = _Run(no, ThreadRef(thread_id, user_id), attempt, bool(ended), head)
+            no, thread_id, user_id, attempt, ended, owned, root_id = row
+            known = self._runs[run_id] = _Run(
+                no,
+                ThreadRef(thread_id, user_id),
+                attempt,
+                bool(ended),
+                bool(owned),
+                root_id,
+                e.envelope_head(thread_id, run_id, attempt or None, user_id),
+            )
         else:
             self._runs.move_to_end(run_id)
         return known
 
+    def holds(self, run: _Run, attempt: int, epoch: int) -> bool:
+        """Whether an attempt still owns its run. Before the first attempt nobody does."""
+        root = run if run.root_id is None else self.run(run.root_id)
+        return not run.ended and bool(attempt) and run.attempt == attempt and root.owned and root.attempt == epoch
+
     # --- facts ---------------------------------------------------------------------------------------
 
     def facts(self, need: Need) -> Facts:
-        run = None if need.run_id is None else self._run_row(need.user_id, need.run_id)
+        approval = None if need.approval_id is None else self._approval(need.user_id, need.approval_id)
+        run_id = need.run_id if approval is None else approval.run_id
+        run = None if run_id is None else self._run_row(need.user_id, run_id)
         thread_id = run.thread_id if run is not None else need.thread_id
         thread = self._thread_ref(need, thread_id)
         return Facts(
@@ -180,8 +207,14 @@ class Writer:
             run=None if run is None or thread is None else self._unfinished(run, need.open_items and not run.ended),
             thread_runs=() if thread is None or not need.thread_runs else self._thread_runs(thread, need.open_items),
             key=None if need.key is None else self._key(need),
+            root=None if run is None or not need.root else self._root(run),
+            owned=self._ids(_OWNED, need.worker) if need.owned and need.worker else (),
+            child=None if need.child is None else self._child(need.child),
+            beat=None if need.worker is None else self._beat(need.worker),
             claimable=() if need.claim is None else self._claimable(*need.claim),
-            orphans=self._orphans(need.orphans, need.open_items) if need.orphans else (),
+            stopping=self._stopping(need.stopping) if need.stopping else (),
+            approval=approval,
+            expired=self._expired(need.expired) if need.expired else (),
         )
 
     def _thread_ref(self, need: Need, thread_id: str | None) -> ThreadRef | None:
@@ -203,20 +236,25 @@ class Writer:
         rows = self._run_rows("run_id = ?1 AND (?2 IS NULL OR user_id = ?2)", (run_id, user_id))
         return rows[0] if rows else None
 
+    def _root(self, run: RunRow) -> RunRow | None:
+        return run if run.parent_run_id is None else self._run_row(None, run.root_run_id)
+
     def _run_rows(self, where: str, bindings: tuple[object, ...]) -> list[RunRow]:
         found = self._db.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE {where}", bindings)
         return [run_row(row) for row in found]
 
     def _thread_runs(self, thread: ThreadRef, open_items: bool) -> tuple[Unfinished, ...]:
         rows = self._run_rows(
-            "thread_id = ? AND user_id = ? AND ended_at IS NULL ORDER BY run_no",
+            "thread_id = ? AND user_id = ? AND ended_at IS NULL AND parent_run_id IS NULL ORDER BY run_no",
             (thread.thread_id, thread.user_id),
         )
         return tuple(self._unfinished(row, open_items) for row in rows)
 
-    def _unfinished(self, run: RunRow, open_items: bool) -> Unfinished:
+    def _unfinished(self, run: RunRow, open_items: bool, *, owned: bool | None = None) -> Unfinished:
+        if owned is None:
+            owned = self._owned(run)
         if not open_items:
-            return Unfinished(run)
+            return Unfinished(run, owned)
         messages: list[Any] = self._db.execute(
             "SELECT message_id, first_seq FROM messages WHERE run_id = ? AND status = 'streaming' ORDER BY first_seq",
             (run.run_id,),
@@ -225,11 +263,34 @@ class Writer:
             "SELECT action_id, started_at, private FROM actions WHERE run_id = ? AND status = 'pending' ORDER BY seq",
             (run.run_id,),
         ).fetchall()
+        children = self._run_rows("parent_run_id = ? AND ended_at IS NULL ORDER BY run_no", (run.run_id,))
         return Unfinished(
             run,
+            owned,
             tuple(self._open_message(run, *row) for row in messages),
             tuple(OpenAction(action_id, started_at, bool(private)) for action_id, started_at, private in actions),
+            self._ids(
+                "SELECT approval_id FROM approvals WHERE run_id = ? AND status = 'open' ORDER BY seq", run.run_id
+            ),
+            self._ids(_SUPERSEDED, run.run_id) if run.attempt and not owned else (),
+            tuple(self._unfinished(child, True, owned=owned) for child in children),
         )
+
+    def _owned(self, run: RunRow) -> bool:
+        sql = "SELECT 1 FROM runs JOIN workers ON worker_id = owner WHERE run_id = ?"
+        return self._db.execute(sql, (run.root_run_id,)).fetchone() is not None
+
+    def _ids(self, sql: str, id: str) -> tuple[str, ...]:
+        return tuple(row[0] for row in self._db.execute(sql, (id,)))
+
+    def _child(self, run_id: str) -> Unfinished | None:
+        row = self._run_row(None, run_id)
+        # to its last attempt a child of an earlier epoch is nobody's, whoever owns the root by now
+        return None if row is None else self._unfinished(row, not row.ended, owned=False)
+
+    def _beat(self, worker_id: str) -> int | None:
+        beat: int | None = self._db.execute("SELECT beat FROM workers WHERE worker_id = ?", (worker_id,)).get
+        return beat
 
     def _open_message(self, run: RunRow, message_id: str, first_seq: int) -> OpenMessage:
         fold = fold_message(self._db, run.thread, run.run_id, message_id, first_seq)
@@ -243,20 +304,54 @@ class Writer:
         ).fetchone()
         return None if row is None else KeyRow(*row)
 
-    def _claimable(self, agents: frozenset[str], limit: int) -> tuple[RunRow, ...]:
-        marks = ", ".join("?" * len(agents))
-        rows = self._run_rows(
-            f"status = 'queued' AND agent IN ({marks}) AND parent_run_id IS NULL AND NOT EXISTS ("
-            "SELECT 1 FROM runs AS earlier WHERE earlier.thread_id = runs.thread_id AND earlier.run_no < runs.run_no "
-            "AND earlier.ended_at IS NULL AND earlier.parent_run_id IS NULL) ORDER BY run_no LIMIT ?",
+    def _claimable(self, agents: frozenset[str], limit: int) -> tuple[Unfinished, ...]:
+        mine = f"agent IN ({', '.join('?' * len(agents))}) AND parent_run_id IS NULL"
+        left = self._run_rows(
+            f"{mine} AND ended_at IS NULL AND status <> 'queued' AND (status = 'running' OR cancel_deadline NOT NULL) "
+            "AND (owner IS NULL OR owner NOT IN (SELECT worker_id FROM workers)) ORDER BY run_no LIMIT ?",
             (*sorted(agents), limit),
         )
-        return tuple(rows)
+        queued = self._run_rows(
+            f"status = 'queued' AND {mine} AND NOT EXISTS ("
+            "SELECT 1 FROM runs AS earlier WHERE earlier.thread_id = runs.thread_id AND earlier.run_no < runs.run_no "
+            "AND earlier.ended_at IS NULL AND earlier.parent_run_id IS NULL) ORDER BY run_no LIMIT ?",
+            (*sorted(agents), limit - len(left)),
+        )
+        found = [self._unfinished(row, True, owned=False) for row in left]
+        return (*found, *[Unfinished(row) for row in queued])
 
-    def _orphans(self, limit: int, open_items: bool) -> tuple[Unfinished, ...]:
-        # who holds the file's lock owns every run under way that has not been claimed since
-        rows = self._run_rows("ended_at IS NULL AND status <> 'queued' ORDER BY run_no LIMIT ?", (limit,))
-        return tuple(self._unfinished(row, open_items) for row in rows)
+    def _stopping(self, limit: int) -> tuple[Unfinished, ...]:
+        rows = self._run_rows(
+            "ended_at IS NULL AND cancel_deadline < ? ORDER BY cancel_deadline LIMIT ?",
+            (to_rfc3339(self._time_us), limit),
+        )
+        return tuple(self._unfinished(row, True) for row in rows)
+
+    def _approval(self, user_id: str | None, approval_id: str) -> ApprovalRow | None:
+        rows = self._approvals("approval_id = ?1 AND (?2 IS NULL OR user_id = ?2)", (approval_id, user_id))
+        return rows[0][1] if rows else None
+
+    def _expired(self, limit: int) -> tuple[tuple[ThreadRef, ApprovalRow], ...]:
+        where = "status = 'open' AND expires_at <= ? ORDER BY expires_at LIMIT ?"
+        return tuple(self._approvals(where, (self._time_us, limit)))
+
+    def _approvals(self, where: str, bindings: tuple[object, ...]) -> list[tuple[ThreadRef, ApprovalRow]]:
+        rows = self._db.execute(
+            "SELECT thread_id, user_id, approval_id, run_id, kind, status, value, expires_at FROM approvals "
+            f"WHERE {where}",
+            bindings,
+        )
+        return [(ThreadRef(*row[:2]), _approval_row(*row[2:])) for row in rows]
+
+    def family(self, root_id: str) -> dict[str, Member]:
+        """A root run and its descendants, those that are unfinished."""
+        rows: list[Any] = self._db.execute(
+            "SELECT run_id, parent_run_id, status, (SELECT count(*) FROM approvals "
+            "WHERE approvals.run_id = runs.run_id AND approvals.status = 'open') "
+            "FROM runs WHERE root_run_id = ? AND ended_at IS NULL",
+            (root_id,),
+        ).fetchall()
+        return {run_id: Member(*member) for run_id, *member in rows}
 
     # --- rows ------------------------------------------------------------------------------------------
 
@@ -281,6 +376,19 @@ class Writer:
             "INSERT INTO keys (user_id, kind, key, digest, made, thread_id) VALUES (?, ?, ?, ?, ?, ?)",
             (row.user_id, row.kind, row.key, row.digest, row.made, row.thread_id),
         )
+
+    def set_owner(self, run_id: str, worker: str | None) -> None:
+        self._db.execute("UPDATE runs SET owner = ? WHERE run_id = ?", (worker, run_id))
+        self.run(run_id).owned = worker is not None
+
+    def set_beat(self, worker_id: str, beat: int | None) -> None:
+        if beat is None:
+            self._db.execute("DELETE FROM workers WHERE worker_id = ?", (worker_id,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO workers (worker_id, beat) VALUES (?, ?)", (worker_id, beat))
+
+    def set_status(self, run_id: str, status: Status) -> None:
+        self._db.execute("UPDATE runs SET status = ? WHERE run_id = ?", (status, run_id))
 
     def delete_keys(self, thread_id: str) -> None:
         self._db.execute("DELETE FROM keys WHERE thread_id = ?", (thread_id,))
@@ -330,7 +438,7 @@ class _Batch:
 
     def _append(self, entry: Append) -> None:
         run = self._writer.run(entry.run_id)
-        if run.ended or not run.attempt or run.attempt != entry.attempt:  # before the first attempt nobody owns it
+        if not self._writer.holds(run, entry.attempt, entry.epoch):
             raise StaleAttempt(f"Attempt {entry.attempt} of {entry.run_id} no longer owns its run.")
         self._add(run.thread, entry.drafts, [draft.payload() for draft in entry.drafts])
 
@@ -343,32 +451,48 @@ class _Batch:
             self._add(thread, drafts, encoded)
         for key in decision.keys:
             self._writer.insert_key(key)
+        for run_id, worker in decision.owners.items():
+            self._writer.set_owner(run_id, worker)
+        for worker, beat in decision.workers.items():
+            self._writer.set_beat(worker, beat)
         return decision.result
 
     def _add(self, ref: ThreadRef, drafts: Sequence[Draft], payloads: Sequence[bytes]) -> None:
         if not drafts:
             return
-        seqs = [self._derive(ref, draft) for draft in drafts]
+        places = [self._derive(ref, draft) for draft in drafts]
         thread_no = self._writer.thread(ref.thread_id).no
         shown = self.events.setdefault(ref, [])
-        for draft, payload, seq in zip(drafts, payloads, seqs, strict=True):
-            shown.append(self._event(ref, thread_no, draft, payload, seq))
+        for draft, payload, (pos, seq) in zip(drafts, payloads, places, strict=True):
+            shown.append(self._event(ref, thread_no, draft, payload, pos, seq))
 
-    def _derive(self, ref: ThreadRef, draft: Draft) -> int:
-        """The event's seq, with the rows that follow from it changed."""
+    def _derive(self, ref: ThreadRef, draft: Draft) -> tuple[int, int]:
+        """The event's pos and seq, with the rows that follow from it changed."""
         writer = self._writer
         kind = draft.type
         thread = None if kind == "thread_created" else writer.thread(ref.thread_id)
-        seq = 1 if thread is None else thread.head + 1
+        pos, seq = writer.next_pos(), 1 if thread is None else thread.head + 1
         if type(draft.data) not in WITHOUT_ROWS:
-            for change in changes(draft, Place(ref.thread_id, ref.user_id, seq, writer.time_us)):
+            for change in changes(draft, Place(ref.thread_id, ref.user_id, pos, seq, writer.time_us)):
                 writer.change(change)
+            if kind in FAMILY_EVENTS and draft.run_id is not None:
+                self._settle(draft.run_id, draft)
         (thread or writer.thread(ref.thread_id)).head = seq
         if kind == "thread_deleted":
             writer.delete_keys(ref.thread_id)
-        return seq
+        return pos, seq
 
-    def _event(self, ref: ThreadRef, thread_no: int, draft: Draft, payload: bytes, seq: int) -> Event:
+    def _settle(self, run_id: str, draft: Draft) -> None:
+        """Who waits in the run's family, and who no longer does."""
+        root_id = self._writer.run(run_id).root_id
+        if root_id is None and not draft.type.startswith("approval_") and draft.attempt in {None, 1}:
+            return  # the first start or the end of a root: nobody else, and nothing asked
+        family = self._writer.family(root_id or run_id)
+        for member_id, status in standing(family).items():
+            if status != family[member_id].status:
+                self._writer.set_status(member_id, status)
+
+    def _event(self, ref: ThreadRef, thread_no: int, draft: Draft, payload: bytes, pos: int, seq: int) -> Event:
         """The event as clients will see it; its row waits for the next flush."""
         writer = self._writer
         kind = draft.type
@@ -379,7 +503,7 @@ class _Batch:
             self._note(run, draft, kind)
             run_no, head = run.no, self._envelope_head(run, draft)
         row = (
-            writer.next_pos(),
+            pos,
             thread_no,
             seq,
             run_no,
@@ -416,6 +540,10 @@ def run_row(row: Iterable[Any]) -> RunRow:
     for name in ("input", "metadata"):
         fields[name] = Raw(fields[name])
     return RunRow(**fields, usage=values.raw(usage))
+
+
+def _approval_row(approval_id: str, run_id: str, kind: Any, status: Any, value: Any, expires_at: int) -> ApprovalRow:
+    return ApprovalRow(approval_id, run_id, kind, status, None if value is None else Raw(value), expires_at)
 
 
 def fold_message(

@@ -1,0 +1,104 @@
+"""What earlier attempts of a run did, and what of it a call of this attempt finds again."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from typing import Generic, TypeVar
+
+import msgspec
+
+from runstone import values
+from runstone.store import Record, RecordedAction, RecordedApproval, RecordedChild, RecordedStep
+
+R = TypeVar("R")
+
+
+class Recorded(msgspec.Struct):
+    """One tool call; an interrupted one together with the calls that were made to take its place."""
+
+    first: RecordedAction
+    last: RecordedAction
+
+
+class Replay:
+    """Finds records by what is called, with what, and for the how manieth time; or by the caller's own key.
+
+    What was done inside a recorded step or a finished action is not called again, and so not found.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self._steps = {step.key: step for step in record.steps}
+        self._actions: _Calls[Recorded] = _Calls()
+        self._approvals: _Calls[RecordedApproval] = _Calls()
+        self._children: _Calls[RecordedChild] = _Calls()
+        inside = _inside(record)
+        calls: dict[str, Recorded] = {}
+        for action in record.actions:
+            call = calls.get(action.retry_of or "")
+            if call is not None:
+                calls[action.action_id] = call
+                call.last = action
+            elif action.action_id not in inside:
+                call = calls[action.action_id] = Recorded(action, action)
+                self._actions.add(action.tool, bytes(action.input), action.key, call)
+        for approval in record.approvals:
+            if approval.approval_id not in inside:
+                name = _question(approval.kind, approval.prompt, approval.action_id is not None)
+                self._approvals.add(name, bytes(approval.input), approval.key, approval)
+        for child in record.children:
+            if child.run_id not in inside:
+                self._children.add(child.agent, bytes(child.input), child.key, child)
+
+    def step(self, key: str) -> RecordedStep | None:
+        return self._steps.get(key)
+
+    def action(self, tool: str, input: bytes, key: str | None) -> Recorded | None:
+        return self._actions.take(tool, input, key)
+
+    def left(self, tool: str) -> bool:
+        """Whether there is a call of that tool that this attempt has not made again."""
+        return self._actions.left(tool)
+
+    def approval(
+        self, kind: str, prompt: str, input: bytes, key: str | None, *, of_tool: bool
+    ) -> RecordedApproval | None:
+        return self._approvals.take(_question(kind, prompt, of_tool), input, key)
+
+    def child(self, agent: str, input: bytes, key: str | None) -> RecordedChild | None:
+        return self._children.take(agent, input, key)
+
+
+class _Calls(Generic[R]):
+    """Records in the order they were begun, each found once."""
+
+    def __init__(self) -> None:
+        self._waiting: defaultdict[tuple[str, bool, str], deque[R]] = defaultdict(deque)
+        self._left: defaultdict[str, int] = defaultdict(int)
+
+    def add(self, name: str, input: bytes, key: str | None, record: R) -> None:
+        self._waiting[_place(name, input, key)].append(record)
+        self._left[name] += 1
+
+    def take(self, name: str, input: bytes, key: str | None) -> R | None:
+        waiting = self._waiting.get(_place(name, input, key))
+        if not waiting:
+            return None
+        self._left[name] -= 1
+        return waiting.popleft()
+
+    def left(self, name: str) -> bool:
+        return self._left[name] > 0
+
+
+def _place(name: str, input: bytes, key: str | None) -> tuple[str, bool, str]:
+    return (name, False, values.digest(input)) if key is None else (name, True, values.mend(key))
+
+
+def _question(kind: str, prompt: str, of_tool: bool) -> str:
+    return f"{'tool' if of_tool else kind} {values.mend(prompt)}"
+
+
+def _inside(record: Record) -> frozenset[str]:
+    lists = [step.inner for step in record.steps]
+    lists += [action.inner for action in record.actions if action.inner is not None]
+    return frozenset(id for ids in lists for id in msgspec.json.decode(ids, type=list[str]))
