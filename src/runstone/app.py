@@ -55,6 +55,7 @@ class Runstone:
         on_crash: OnCrash = "resume",
         max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TIMEOUT_S,
+        provider: str | None = None,
     ) -> Callable[[F], F]: ...
     def agent(
         self,
@@ -65,15 +66,24 @@ class Runstone:
         on_crash: OnCrash = "resume",
         max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TIMEOUT_S,
+        provider: str | None = None,
     ) -> F | Callable[[F], F]:
         """Registers an async function, or an async generator of text, under its name.
 
-        `timeout_s` is running time. Raises BadConfig on what cannot be an agent.
+        `timeout_s` is running time. `provider` names the circuit breaker of whom the agent depends on: while it is
+        open, a start is answered with 503. Raises BadConfig on what cannot be an agent.
         """
 
         def register(function: F) -> F:
             self.agents.add(
-                define_agent(function, name=name, on_crash=on_crash, max_attempts=max_attempts, timeout_s=timeout_s)
+                define_agent(
+                    function,
+                    name=name,
+                    on_crash=on_crash,
+                    max_attempts=max_attempts,
+                    timeout_s=timeout_s,
+                    provider=provider,
+                )
             )
             return function
 
@@ -92,6 +102,8 @@ class Runstone:
         timeout_s: float | None = None,
         private: bool = False,
         idempotent: bool = False,
+        retries: int = 0,
+        provider: str | None = None,
         approval: Approval = "never",
     ) -> ToolMaker: ...
     def tool(
@@ -103,13 +115,16 @@ class Runstone:
         timeout_s: float | None = None,
         private: bool = False,
         idempotent: bool = False,
+        retries: int = 0,
+        provider: str | None = None,
         approval: Approval = "never",
     ) -> Any:
         """Makes a function a tool: inside a run a call is an action, and is awaited; outside it is a plain function.
 
         Sync functions run in a thread. Clients see of a private tool that it ran, and nothing else. A call that was
         under way in a crash is made again only if the tool is `idempotent`. With `approval="always"` a person has to
-        approve each call first.
+        approve each call first. `timeout_s` is that of one try; a call that failed is made again up to `retries`
+        times, for which the tool has to be `idempotent`. `provider` names its circuit breaker, else its name does.
         """
 
         def register(function: Callable[..., Any]) -> Tool[..., Any]:
@@ -119,6 +134,8 @@ class Runstone:
                 timeout_s=timeout_s,
                 private=private,
                 idempotent=idempotent,
+                retries=retries,
+                provider=provider,
                 approval=approval,
             )
 

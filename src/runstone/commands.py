@@ -14,7 +14,7 @@ from msgspec import UNSET, Raw, UnsetType
 from runstone import events as e
 from runstone import values
 from runstone.clock import to_rfc3339
-from runstone.errors import KeyReused, NotFound, StaleAttempt, StaleWorker, ThreadBusy
+from runstone.errors import KeyReused, NotFound, RunstoneError, StaleAttempt, StaleWorker, ThreadBusy
 from runstone.events import Draft, OnBusy, OnCrash
 from runstone.ids import new_id
 from runstone.messages import MessageFold
@@ -194,10 +194,17 @@ def delete_thread(user_id: str, thread_id: str) -> Command:
 # --- runs, as people see them ----------------------------------------------------------------------------
 
 
-def start_run(user_id: str, new: NewRun, *, thread_id: str | None = None, thread_key: Key | None = None) -> Command:
+def start_run(
+    user_id: str,
+    new: NewRun,
+    *,
+    thread_id: str | None = None,
+    thread_key: Key | None = None,
+    refusal: RunstoneError | None = None,
+) -> Command:
     """In a thread, or in one that is found or made by its key, or in a new one.
 
-    Result: `Made`. Refuses with NotFound, ThreadBusy, KeyReused.
+    Result: `Made`. Refuses with NotFound, ThreadBusy, KeyReused; and with `refusal`, unless it was started before.
     """
 
     def decide(facts: Facts) -> Decision:
@@ -205,6 +212,8 @@ def start_run(user_id: str, new: NewRun, *, thread_id: str | None = None, thread
             return Decision(result=_made_before(facts.key, new.key))
         if thread_id is not None and facts.thread is None:
             raise NotFound(f"There is no thread {thread_id}.")
+        if refusal is not None:
+            raise refusal
         keys: list[KeyRow] = []
         drafts: list[Draft] = []
         thread = facts.thread

@@ -30,6 +30,7 @@ from runstone.gateway.gate import is_loopback
 from runstone.gateway.listener import Server, event_loop_factory
 from runstone.log import Log
 from runstone.metrics import Metrics
+from runstone.runtime.breakers import Breakers
 from runstone.runtime.definitions import Agents
 from runstone.runtime.worker import Worker
 from runstone.service import Tasks
@@ -50,9 +51,11 @@ class System:
         self.config = config
         self.metrics = Metrics()
         self.log = Log(SqliteStore(config.store, clock), broker or LocalBroker(), clock, self.metrics)
+        breakers = Breakers(clock, self.metrics, failures=config.breaker_failures, recovery_s=config.breaker_recovery_s)
         self.worker = Worker(
             self.log,
             agents,
+            breakers,
             clock,
             self.metrics,
             slots=config.slots,
@@ -60,7 +63,7 @@ class System:
             grace_s=config.grace_s,
             debug=config.debug,
         )
-        self.gateway = Gateway(self.log, agents, config, self.metrics)
+        self.gateway = Gateway(self.log, agents, breakers, config, self.metrics)
 
     async def start(self) -> None:
         """Opens the store, takes up the queue and what a dead process left."""

@@ -26,7 +26,16 @@ from runstone.commands import (
     call_agent,
     end_run,
 )
-from runstone.errors import AgentError, Invalid, OutputTooLarge, RunFailed, RunstoneError, StaleAttempt, StoreFailed
+from runstone.errors import (
+    AgentError,
+    Invalid,
+    OutputTooLarge,
+    RunFailed,
+    RunstoneError,
+    StaleAttempt,
+    StoreFailed,
+    ToolError,
+)
 from runstone.ids import new_id
 from runstone.limits import ERROR_CHARS_MAX, INPUT_BYTES_MAX, OUTPUT_BYTES_MAX
 from runstone.log import Log, Outbox
@@ -35,11 +44,13 @@ from runstone.resources import Error
 from runstone.runtime.answers import Answers
 from runstone.runtime.attempt import Attempt, gathered
 from runstone.runtime.bounds import sized
+from runstone.runtime.breakers import Breakers, is_failure
 from runstone.runtime.context import Run, entered
 from runstone.runtime.definitions import AgentDefinition, Agents
 from runstone.runtime.presence import Presence
 from runstone.runtime.registry import Registry, Running, StopReason
 from runstone.runtime.replay import Replay
+from runstone.runtime.resilience import Calls
 from runstone.service import Tasks
 from runstone.states import FINISHED
 from runstone.store import Record, RecordedChild, RunRow
@@ -56,6 +67,7 @@ class Executor:
         log: Log,
         agents: Agents,
         registry: Registry,
+        breakers: Breakers,
         answers: Answers,
         clock: Clock,
         metrics: Metrics,
@@ -66,6 +78,8 @@ class Executor:
         self._log = log
         self._agents = agents
         self._registry = registry
+        self._breakers = breakers
+        self._calls = Calls(breakers, clock, metrics)
         self._answers = answers
         self._clock = clock
         self._metrics = metrics
@@ -191,7 +205,10 @@ class Executor:
             if running.stop_reason == "fenced":
                 raise outbox.failure or StaleAttempt(f"The run {row.run_id} has ended.")
             outcome = self._outcome(running, row)
-            return await self._end(running, attempt, outcome), outcome
+            ended = await self._end(running, attempt, outcome)
+            if agent.provider is not None:
+                self._report(agent.provider, running)
+            return ended, outcome
         finally:
             attempt.presence.on_change = lambda waiting: None
             if attempt.presence.waiting:
@@ -208,7 +225,7 @@ class Executor:
 
     async def _call(self, agent: AgentDefinition, run: Run, row: RunRow) -> Any:
         arguments = agent.parameters.arguments(values.decode(row.input))
-        with entered(run):
+        with entered(run), self._calls.entered():
             if agent.kind == "generator":
                 return await _say_all(run, agent.function(run, **arguments))  # type: ignore[arg-type]
             result = await agent.function(run, **arguments)  # type: ignore[misc]
@@ -253,6 +270,20 @@ class Executor:
         if isinstance(tried, _Returned):
             return self._completed(tried.value)
         return Failed("CancelledError", "The agent cancelled itself.")
+
+    def _report(self, provider: str, running: Running) -> None:
+        """Tells the provider's breaker how a run went.
+
+        Nothing is said of a cancelled run, nor of one that a tool's error ended: that has a breaker of its own.
+        """
+        if running.stop_reason == "timeout":
+            self._breakers.report(provider, failed=True)
+        elif running.stop_reason is None and not running.task.cancelled():
+            tried = running.task.result()
+            if isinstance(tried, _Returned):
+                self._breakers.report(provider, failed=False)
+            elif is_failure(tried.error) and not isinstance(tried.error, ToolError):
+                self._breakers.report(provider, failed=True)
 
     def _completed(self, result: object) -> Outcome:
         try:

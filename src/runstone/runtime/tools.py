@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial, update_wrapper
 from typing import Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast
 
@@ -31,6 +32,7 @@ from runstone.runtime.bounds import bounded, sized
 from runstone.runtime.context import Run
 from runstone.runtime.definitions import check_name
 from runstone.runtime.replay import Recorded
+from runstone.runtime.resilience import RETRIES_MAX, Calls, Policy
 from runstone.runtime.results import Results, in_thread
 
 P = ParamSpec("P")
@@ -60,6 +62,8 @@ class Tool(Generic[P, R]):
         timeout_s: float | None,
         private: bool,
         idempotent: bool,
+        retries: int,
+        provider: str | None,
         approval: Approval,
     ) -> None:
         self.name = check_name("tool", name or str(getattr(function, "__name__", "")))
@@ -69,10 +73,18 @@ class Tool(Generic[P, R]):
                 remedy="Return a value; stream with a parameter annotated Action.",
             )
         _check_timeout(self.name, timeout_s)
+        if not 0 <= retries <= RETRIES_MAX:
+            raise BadConfig(f"tool {self.name}: retries must be 0 to {RETRIES_MAX}.")
+        if retries and not idempotent:
+            raise BadConfig(
+                f"tool {self.name} has retries, but is not idempotent: a call that failed may have had its effect.",
+                remedy="Write idempotent=True if calling it twice does no more than calling it once; else retries=0.",
+            )
         if approval not in {"always", "never"}:
             raise BadConfig(f"tool {self.name}: approval is {approval!r}.", remedy="Give 'always', or leave it out.")
         self._function = function
-        self._timeout_s = timeout_s
+        breaker = self.name if provider is None else check_name("provider", provider)
+        self._policy = Policy(tool=self.name, breaker=breaker, timeout_s=timeout_s, retries=retries)
         self._private = private
         self._idempotent = idempotent
         self._approval = approval
@@ -137,7 +149,7 @@ class Tool(Generic[P, R]):
         ) as action:
             arguments = bound.arguments | dict.fromkeys(self._action_names, action)
             call = partial(self._function, **arguments) if self._named() else self._positional(arguments)
-            result = await self._call(call, options)
+            result = await self._call(call, options, attempt, action)
             hit("tool_ended")
             action.succeed(self._results.encode(result))
         return self._results.decode(action.output_bytes)
@@ -181,18 +193,14 @@ class Tool(Generic[P, R]):
         bound = inspect.BoundArguments(self._signature, arguments)
         return partial(self._function, *bound.args, **bound.kwargs)
 
-    async def _call(self, call: Callable[[], Any], options: CallOptions) -> Any:
-        timeout_s = self._timeout_s if options.timeout_s is None else options.timeout_s
-        timeout = asyncio.timeout(timeout_s)
-        try:
-            async with timeout:
-                if self._async:
-                    return await call()
-                return await in_thread(call)
-        except TimeoutError:
-            if not timeout.expired():
-                raise  # the tool's own
-            raise ToolError("Timeout", f"{self.name} took longer than {timeout_s:g} s") from None
+    async def _call(self, call: Callable[[], Any], options: CallOptions, attempt: Attempt, action: Action) -> Any:
+        timeout_s = self._policy.timeout_s if options.timeout_s is None else options.timeout_s
+        return await Calls.current().make(
+            call if self._async else partial(in_thread, call),
+            replace(self._policy, timeout_s=timeout_s),
+            deadline=attempt.deadline(),
+            on_retry=action.retrying,
+        )
 
 
 def _in_event_loop() -> bool:

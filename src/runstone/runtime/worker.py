@@ -23,6 +23,7 @@ from runstone.ids import new_id
 from runstone.log import Log
 from runstone.metrics import Metrics
 from runstone.runtime.answers import Answers
+from runstone.runtime.breakers import Breakers
 from runstone.runtime.definitions import Agents
 from runstone.runtime.executor import Executor
 from runstone.runtime.lease import Leases
@@ -45,6 +46,7 @@ class Worker:
         self,
         log: Log,
         agents: Agents,
+        breakers: Breakers,
         clock: Clock,
         metrics: Metrics,
         *,
@@ -70,7 +72,7 @@ class Worker:
         self._answers = Answers(log)
         self._leases = Leases(log, clock, lease_s)
         self._executor = Executor(
-            log, agents, self.registry, self._answers, clock, metrics, Tasks("agent"), debug=debug
+            log, agents, self.registry, breakers, self._answers, clock, metrics, Tasks("agent"), debug=debug
         )
         self._watchdog = Watchdog(metrics)
 
