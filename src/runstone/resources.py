@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, JsonValue, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainSerializer
 
 from runstone.clock import to_rfc3339
-from runstone.states import FINISHED, Status
+from runstone.states import FINISHED, ApprovalStatus, Status
 
 
 def _rfc3339(time: datetime) -> str:
@@ -120,6 +120,28 @@ class Action(Resource):
     started_at: Time
     ended_at: Time | None
     seq: int
+
+
+class Approval(Resource):
+    """A question to a person; `value` is the answer to one of kind question."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    approval_id: str
+    thread_id: str
+    run_id: str
+    action_id: str | None
+    kind: Literal["approval", "question"]
+    prompt: str
+    input: JsonValue
+    input_hash: str
+    schema_: JsonValue = Field(alias="schema")  # pydantic has a method of that name
+    status: ApprovalStatus
+    value: JsonValue
+    by: str | None
+    created_at: Time
+    expires_at: Time
+    resolved_at: Time | None
 
 
 class AgentInfo(Resource):
