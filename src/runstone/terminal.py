@@ -64,6 +64,7 @@ class _Open:
 
 @dataclass
 class _Tool:
+    name: str
     label: str
     started: datetime
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=TOOL_LINES_SHOWN))
@@ -171,20 +172,29 @@ class View:
 
     def _tool_executing(self, event: Event) -> Iterator[Line]:
         yield from self._flush()
-        label = f"{_text(event, 'tool')}({_arguments(event.data.get('input'))})"
+        name = _text(event, "tool")
+        label = f"{name}({_arguments(event.data.get('input'))})"
         if event.data.get("private") is True:
-            label = "a private tool"
-        self.tools[_text(event, "action_id")] = _Tool(clean(label), event.time)
+            name = label = "a private tool"
+        self.tools[_text(event, "action_id")] = _Tool(clean(name), clean(label), event.time)
 
     def _tool_output(self, event: Event) -> Iterator[Line]:
         if (tool := self.tools.get(_text(event, "action_id"))) is not None:
             tool.write(_text(event, "delta"))
         yield from ()
 
+    def _retrying(self, event: Event) -> Iterator[Line]:
+        yield from self._flush()
+        tool = self.tools.get(_text(event, "action_id"))
+        error = event.data.get("error")
+        why = _summary(error.get("type")) if isinstance(error, dict) else ""
+        when = f"; again in {_duration(_number(event, 'delay_ms') / 1000)}" if "delay_ms" in event.data else ""
+        yield Line(f"↻ {tool.name if tool else 'a tool'} failed{why and f' ({why})'}{when}", "yellow")
+
     def _tool_completed(self, event: Event) -> Iterator[Line]:
         yield from self._flush()
         # A view that starts in the middle of a run has not seen its tools begin.
-        tool = self.tools.pop(_text(event, "action_id"), None) or _Tool("a tool", event.time)
+        tool = self.tools.pop(_text(event, "action_id"), None) or _Tool("a tool", "a tool", event.time)
         status = _text(event, "status")
         mark, style = {"success": ("✓", "green"), "interrupted": ("■", "yellow")}.get(status, ("✗", "red"))
         error = event.data.get("error")
@@ -251,6 +261,7 @@ _HANDLERS: dict[str, Callable[[View, Event], Iterator[Line]]] = {
     "message_completed": View._message_completed,
     "tool_executing": View._tool_executing,
     "tool_output": View._tool_output,
+    "agent_retrying": View._retrying,
     "tool_completed": View._tool_completed,
     "agent_completed": View._ended,
     "agent_failed": View._ended,
@@ -263,13 +274,6 @@ _NOTES: dict[str, tuple[str, Callable[[Event], str]]] = {
     "step_completed": ("dim", lambda event: f"· step {_text(event, 'key')}".rstrip()),
     "approval_requested": ("yellow", lambda event: f"? {_text(event, 'kind')}: {_text(event, 'prompt')}"),
     "approval_resolved": ("yellow", lambda event: f"? {_text(event, 'decision')}"),
-    "agent_retrying": (
-        "yellow",
-        lambda event: (
-            f"↻ try {_number(event, 'try')} in {_duration(_number(event, 'delay_ms') / 1000)}: "
-            f"{_error(event.data.get('error'))}"
-        ),
-    ),
     "cancel_requested": ("yellow", lambda event: f"■ stopping {_text(event, 'reason')}".rstrip()),
     "artifact_created": ("blue", lambda event: f"▪ {_text(event, 'name')}"),
     "custom": ("cyan", lambda event: f"◆ {_text(event, 'name')}  {_summary(event.data.get('value'))}"),

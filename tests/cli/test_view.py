@@ -120,6 +120,34 @@ def test_of_a_tools_output_the_last_lines_are_shown_and_the_others_counted() -> 
     assert list(tool.shown()) == [f"… {100 - TOOL_LINES_SHOWN} lines before", "95", "96", "97", "98", "99"]
 
 
+def test_a_retry_says_what_failed_why_and_when_it_is_tried_again() -> None:
+    log, view = Log(), View()
+    view.fold(log.say("Let me look."))
+    view.fold(log("tool_executing", action_id="act_1", tool="search", input={"query": "sky"}, executor="server"))
+    error: Json = {"type": "TimeoutError", "message": "no answer from 10.0.0.7"}
+    retrying: dict[str, Json] = {
+        "action_id": "act_1",
+        "try": 1,
+        "error": error,
+        "expected_recovery": "2026-11-20T08:15:32.000000Z",
+    }
+    [line] = view.fold(log("agent_retrying", **retrying, delay_ms=2000))
+    assert (line.text, line.style) == ("↻ search failed (TimeoutError); again in 2.0 s", "yellow")
+    [line] = view.fold(log("agent_retrying", **retrying, delay_ms=90_000))
+    assert line.text == "↻ search failed (TimeoutError); again in 1 min 30 s"
+    assert list(view.tools) == ["act_1"]
+
+
+def test_a_retry_of_a_private_tool_or_of_one_that_began_earlier_shows_what_is_known() -> None:
+    log, view = Log(), View()
+    error: Json = {"type": "ConnectionError", "message": ""}
+    [line] = view.fold(log("agent_retrying", action_id="act_0", delay_ms=700, error=error))
+    assert line.text == "↻ a tool failed (ConnectionError); again in 700 ms"
+    view.fold(log("tool_executing", action_id="act_1", private=True))
+    [line] = view.fold(log("agent_retrying", action_id="act_1", private=True))
+    assert line.text == "↻ a private tool failed"
+
+
 def test_a_private_tool_shows_that_it_is_private_and_nothing_else() -> None:
     log = Log()
     events = [

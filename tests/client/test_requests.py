@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 
@@ -135,11 +136,22 @@ async def test_a_server_that_is_not_ready_says_why() -> None:
 
 async def test_a_server_that_names_a_pause_is_given_it() -> None:
     answer = httpx2.Response(503, headers={"retry-after": "7"})
-    client = Client("http://runstone.test")
-    assert client_http._pause(client._http._failure(answer)) == 7.0
-    endless = httpx2.Response(503, headers={"retry-after": "9" * 20})
-    assert client_http._pause(client._http._failure(endless)) == client_http.RETRY_AFTER_S_MAX
-    await client.aclose()
+    now = asyncio.get_running_loop().time()
+    async with Client("http://runstone.test") as client:
+        failure = client._http._failure(answer)
+        assert client_http._pause(now + 45, failure) == 7.0
+        assert client_http._pause(now + 6, failure) is False
+
+
+async def test_a_server_that_is_away_for_longer_than_a_client_waits_is_not_waited_for() -> None:
+    asked = problem(503, "unavailable")
+    asked.headers["retry-after"] = "46"
+    server = Server(asked)
+    async with server.client() as client:
+        with pytest.raises(Unavailable, match="D") as caught:
+            await client.start("a")
+    assert len(server.requests) == 1
+    assert caught.value.retry_after_s == 46
 
 
 async def test_none_is_an_input_and_no_input_is_none() -> None:

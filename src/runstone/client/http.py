@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import partial
 
 import httpx2
 import msgspec
@@ -77,11 +79,13 @@ class Http:
     ) -> bytes:
         """The answer's body. Every request that is sent from here is safe to repeat, and is.
 
-        `wait_s` is how long the server may hold the answer back. Raises the errors of `runstone.errors`.
+        `wait_s` is how long the server may hold the answer back. Raises the errors of `runstone.errors`; a server that
+        says when to come back is asked again then, and one that names a time beyond REPEATS_S_MAX not at all.
         """
+        until = asyncio.get_running_loop().time() + REPEATS_S_MAX
         try:
             async for attempt in stamina.retry_context(
-                on=_pause,
+                on=partial(_pause, until),
                 attempts=REPEATS_MAX,
                 timeout=REPEATS_S_MAX,
                 wait_initial=PAUSE_FIRST_S,
@@ -185,6 +189,8 @@ def problem(url: str, response: httpx2.Response) -> RunstoneError:
             return RunstoneError(f"{detail} ({status}, {said.code})", remedy=said.remedy)
         case errors.CursorGone:
             return errors.CursorGone(detail, first=said.first)
+        case errors.Unavailable:
+            return Unavailable(detail, remedy=said.remedy, retry_after_s=_retry_after_s(response) or None)
         case errors.Invalid:
             return errors.Invalid(detail, said.errors, remedy=said.remedy)
         case known:
@@ -196,9 +202,12 @@ def stranger(url: str, why: str) -> RunstoneError:
     return RunstoneError(f"{url} does not answer as a Runstone server: {why}.", remedy="Check RUNSTONE_URL.")
 
 
-def _pause(error: Exception) -> bool | float:
+def _pause(until: float, error: Exception) -> bool | float:
     """What stamina asks: whether to repeat the request, and when the server said it."""
-    return isinstance(error, Passing) and (error.retry_after_s or True)
+    if not isinstance(error, Passing):
+        return False
+    left_s = until - asyncio.get_running_loop().time()
+    return (error.retry_after_s or True) if error.retry_after_s <= left_s else False
 
 
 def _retry_after_s(response: httpx2.Response) -> float:
