@@ -25,8 +25,7 @@ class MessageFold:
         if isinstance(data, Delta):
             self.add(type(data), data.part, data.delta)
         elif isinstance(data, MessagePart):
-            assert data.part == len(self._parts), f"part {data.part} of {data.message_id} came out of order"
-            self._parts.append(values.decode(data.value))
+            self.put(data.part, values.decode(data.value))
 
     def add(self, kind: type[Delta], number: int, delta: str) -> None:
         """What feeding a delta does, without a record of it: this is done once a token."""
@@ -37,6 +36,11 @@ class MessageFold:
         part[1].append(delta)
         if kind is MessageDelta:
             self.length += len(delta)
+
+    def put(self, number: int, value: Json) -> None:
+        """A whole part."""
+        assert number == len(self._parts), f"part {number} came out of order"
+        self._parts.append(value)
 
     def parts(self) -> list[dict[str, Json]]:
         """The message's parts, as resources show them."""

@@ -264,6 +264,23 @@ async def test_caught_up_is_known_once_all_that_there_was_has_been_yielded() -> 
         assert stream.caught_up.is_set()
 
 
+async def test_who_wants_to_hear_of_it_is_called_when_caught_up_before_any_later_event_and_once() -> None:
+    heard: list[int] = []
+    seen: list[int] = []
+
+    def answer(nth: int, after: int) -> Answer:
+        return Answer(event(after + 1) + control("caught_up", head=after + 1) + event(after + 2))
+
+    async with serving(answer) as (_, http), follow(http) as stream:
+        stream.when_caught_up(lambda: heard.append(seen[-1]))
+        async for one in stream:
+            seen.append(one.seq)
+            if len(seen) == 4:
+                break
+    assert seen == [1, 2, 3, 4]
+    assert heard == [1]
+
+
 async def test_a_filtered_stream_may_skip_and_resumes_after_what_was_filtered() -> None:
     def answer(nth: int, after: int) -> Answer:
         return Answer(event(3) + event(8) + control("caught_up", head=20)) if nth == 1 else Answer(event(25))

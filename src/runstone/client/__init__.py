@@ -2,7 +2,19 @@
 
 from runstone.client.asgi import AsgiTransport
 from runstone.client.client import Client, EventPage, Health
+from runstone.client.reducer import ThreadView
+from runstone.client.rules import Retrying
 from runstone.client.runs import RunHandle
 from runstone.client.stream import Event, EventStream
 
-__all__ = ["AsgiTransport", "Client", "Event", "EventPage", "EventStream", "Health", "RunHandle"]
+__all__ = [
+    "AsgiTransport",
+    "Client",
+    "Event",
+    "EventPage",
+    "EventStream",
+    "Health",
+    "Retrying",
+    "RunHandle",
+    "ThreadView",
+]

@@ -146,6 +146,7 @@ class EventStream(AsyncIterator[Event]):
     ) -> None:
         self.caught_up = asyncio.Event()
         self.connected = False
+        self._when_caught_up: list[Callable[[], None]] = []
         self._http = http
         self._path = path
         self._types = None if types is None else ",".join(types)
@@ -167,6 +168,10 @@ class EventStream(AsyncIterator[Event]):
 
     async def aclose(self) -> None:
         await self._events.aclose()
+
+    def when_caught_up(self, callback: Callable[[], None]) -> None:
+        """Has it called at that moment, once, before any later event is yielded; what it raises ends the stream."""
+        self._when_caught_up.append(callback)
 
     async def _follow(self) -> AsyncGenerator[Event]:
         faults = 0
@@ -219,6 +224,8 @@ class EventStream(AsyncIterator[Event]):
                     self._cursor.reach(msgspec.json.decode(frame.data, type=_CaughtUp).head)
                     self._backoff.reset()
                     self.caught_up.set()
+                    while self._when_caught_up:
+                        self._when_caught_up.pop()()
                 case "closing":
                     reason = msgspec.json.decode(frame.data, type=_Closing).reason
                     if reason == "deleted":
