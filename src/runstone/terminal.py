@@ -51,6 +51,7 @@ class Line:
     text: str
     style: str = ""
     end: str = "\n"
+    message: str = ""  # the id of the message that says it
 
 
 @dataclass
@@ -92,13 +93,14 @@ class _Run:
     agent: str
     queued: datetime
     started: datetime | None = None
-    said: str = ""  # the end of its text, to know whether its output was said
+    said: dict[str, str] = field(default_factory=dict)  # the end of each message, to know whether its output was said
 
 
 class View:
     """What a person sees of a log. `fold` takes every event once, in order, and returns what now stands.
 
-    What is still under way is in `tools`, `runs` and `open_text`.
+    What is still under way is in `tools`, `runs` and `open_text`. A view that holds gives nothing out until its
+    `release`: so what is superseded by then is never shown.
     """
 
     def __init__(self) -> None:
@@ -107,6 +109,24 @@ class View:
         self.tools: dict[str, _Tool] = {}  # at work, by action
         self.runs: dict[str, _Run] = {}  # unfinished
         self._open: dict[str, _Open] = {}  # by message
+        self._held: list[Line] | None = None  # what stands, and is not to be shown yet
+        self._begun: set[str] = set()  # messages that began while it was held
+        self._superseded: set[str] = set()  # those that ended so, then
+        self._dead: dict[str, str] = {}  # of runs between two attempts: what became of the first
+
+    @property
+    def holding(self) -> bool:
+        return self._held is not None
+
+    def hold(self) -> None:
+        """From now on: keeps what stands, to be released at once."""
+        self._held = []
+
+    def release(self) -> list[Line]:
+        """What was held and is still valid."""
+        held = [line for line in self._held or () if line.message not in self._superseded]
+        self._held = None
+        return held
 
     def open_text(self) -> list[Line]:
         """The beginnings of lines that still grow."""
@@ -114,13 +134,19 @@ class View:
 
     def fold(self, event: Event) -> list[Line]:
         self.seq = event.seq
+        lines: list[Line] = []
         if (handler := _HANDLERS.get(event.type)) is not None:
-            return list(handler(self, event))
-        return list(self._note(event)) if event.type in _NOTES else []
+            lines = list(handler(self, event))
+        elif event.type in _NOTES:
+            lines = list(self._note(event))
+        if self._held is None:
+            return lines
+        self._held += lines
+        return []
 
     def close(self) -> list[Line]:
-        """What was still open, to stand as it is."""
-        return list(self._flush())
+        """What was still held or open, to stand as it is."""
+        return [*self.release(), *self._flush()]
 
     # --- text
 
@@ -133,28 +159,34 @@ class View:
             open = self._open[message] = _Open(part, style)
         delta = _text(event, "delta")
         if event.type == "message_delta" and (run := self.runs.get(event.run_id or "")) is not None:
-            run.said = (run.said + delta)[-SAID_CHARS_MAX:]
+            run.said[message] = (run.said.get(message, "") + delta)[-SAID_CHARS_MAX:]
         *ends, open.text = (open.text + delta).split("\n")
         for end in ends:
-            yield Line(clean(end), style)
+            yield Line(clean(end), style, message=message)
         while len(open.text) > OPEN_CHARS_MAX:
             at = open.text.rfind(" ", 0, OPEN_CHARS_MAX) + 1 or OPEN_CHARS_MAX
-            yield Line(clean(open.text[:at]), style, end="")
+            yield Line(clean(open.text[:at]), style, end="", message=message)
             open.text = open.text[at:]
 
     def _flush(self, message: str | None = None) -> Iterator[Line]:
         """Ends the open line of one message, or of all, because something else comes after it."""
         for name in [message] if message is not None else list(self._open):
             if (open := self._open.get(name)) is not None and open.text:
-                yield Line(clean(open.text), open.style)
+                yield Line(clean(open.text), open.style, message=name)
                 open.text = ""
+
+    def _message_started(self, event: Event) -> Iterator[Line]:
+        if self.holding:
+            self._begun.add(_text(event, "message_id"))
+        yield from ()
 
     def _message_completed(self, event: Event) -> Iterator[Line]:
         message = _text(event, "message_id")
         yield from self._flush(message)
         self._open.pop(message, None)
         if event.data.get("status") == "partial":
-            yield Line(f"… the text ends here: {_text(event, 'reason') or 'unfinished'}", "yellow")
+            reason = clean(_text(event, "reason")) or "unfinished"
+            yield Line(f"… the text ends here: {reason}", "yellow", message=message)
 
     def _user_message(self, event: Event) -> Iterator[Line]:
         yield from self._flush()
@@ -166,7 +198,8 @@ class View:
     def _message_part(self, event: Event) -> Iterator[Line]:
         yield from self._flush()
         value = event.data.get("value")
-        yield Line(f"▪ {_part(value if isinstance(value, dict) else {})}", "blue")
+        shown = _part(value if isinstance(value, dict) else {})
+        yield Line(f"▪ {shown}", "blue", message=_text(event, "message_id"))
 
     # --- tools
 
@@ -195,6 +228,9 @@ class View:
         yield from self._flush()
         # A view that starts in the middle of a run has not seen its tools begin.
         tool = self.tools.pop(_text(event, "action_id"), None) or _Tool("a tool", "a tool", event.time)
+        if event.data.get("private") is True:
+            yield Line(f"· {tool.label}", "dim")  # how it ended, and when it began, is private too
+            return
         status = _text(event, "status")
         mark, style = {"success": ("✓", "green"), "interrupted": ("■", "yellow")}.get(status, ("✗", "red"))
         error = event.data.get("error")
@@ -215,13 +251,27 @@ class View:
     def _agent_started(self, event: Event) -> Iterator[Line]:
         run = self.runs.setdefault(event.run_id or "", _Run(clean(_text(event, "agent")), event.time))
         run.started = run.started or event.time
-        yield from ()
+        if (before := self._dead.pop(event.run_id or "", None)) is not None:
+            yield from self._flush()
+            yield Line(f"— {before}; attempt {event.attempt} goes on —", "yellow")
 
     def _attempt_superseded(self, event: Event) -> Iterator[Line]:
+        """What was shown stays where it is, and is said to be superseded; what is held is dropped."""
         yield from self._flush()
-        attempt, reason = _number(event, "attempt"), _text(event, "reason")
-        above = " What it said above no longer counts." if event.data.get("messages") else ""
-        yield Line(f"↻ attempt {attempt} was {clean(reason)}; starting again.{above}", "yellow")
+        named = event.data.get("messages")
+        messages = {id for id in named if isinstance(id, str)} if isinstance(named, list) else set()
+        run = self.runs.get(event.run_id or "")
+        for message in messages:
+            self._open.pop(message, None)
+            if run is not None:
+                run.said.pop(message, None)
+        shown = messages
+        if self.holding:
+            self._superseded |= messages
+            shown = messages - self._begun
+        whose = f" of {run.agent}" if run is not None and len(self.runs) > 1 else ""
+        before = f"attempt {_number(event, 'attempt')}{whose} was {clean(_text(event, 'reason'))} here"
+        self._dead[event.run_id or ""] = before + "; what it said is superseded" * bool(shown)
 
     def _ended(self, event: Event) -> Iterator[Line]:
         yield from self._flush()
@@ -232,7 +282,7 @@ class View:
         match event.type:
             case "agent_completed":
                 if run is not None:
-                    yield from _unsaid(event.data.get("output"), run.said)
+                    yield from _unsaid(event.data.get("output"), "".join(run.said.values()))
                 yield Line(f"✓ completed{took}{_usage(event.data.get('usage'))}", "green")
             case "agent_failed":
                 yield Line(f"✗ failed{took}: {_error(event.data.get('error'))}", "red")
@@ -255,6 +305,7 @@ _HANDLERS: dict[str, Callable[[View, Event], Iterator[Line]]] = {
     "run_queued": View._run_queued,
     "agent_started": View._agent_started,
     "attempt_superseded": View._attempt_superseded,
+    "message_started": View._message_started,
     "message_delta": View._delta,
     "agent_thinking": View._delta,
     "message_part": View._message_part,
@@ -376,11 +427,19 @@ async def show(
     console: Console,
     clock: Clock,
     connected: Callable[[], bool] = lambda: True,
+    when_caught_up: Callable[[Callable[[], None]], None] | None = None,
 ) -> None:
-    """Draws the events until they end or this is cancelled; then everything folded stands on the screen."""
+    """Draws the events until they end or this is cancelled; then everything folded stands on the screen.
+
+    Where it is told when the events have caught up with the log, it draws nothing of the log before that.
+    """
+    if when_caught_up is not None:
+        view.hold()
     if console.is_terminal:
-        await _show_live(events, view, console, clock, connected)
+        await _show_live(events, view, console, clock, connected, when_caught_up)
         return
+    if when_caught_up is not None:
+        when_caught_up(lambda: _write(console, view.release()))
     try:
         async for event in events:
             _write(console, view.fold(event))
@@ -394,9 +453,16 @@ def _write(console: Console, lines: list[Line]) -> None:
 
 
 async def _show_live(
-    events: AsyncIterator[Event], view: View, console: Console, clock: Clock, connected: Callable[[], bool]
+    events: AsyncIterator[Event],
+    view: View,
+    console: Console,
+    clock: Clock,
+    connected: Callable[[], bool],
+    when_caught_up: Callable[[Callable[[], None]], None] | None,
 ) -> None:
     waiting: list[Line] = []  # lines that stand, for the next picture: printing each would redraw all of it
+    if when_caught_up is not None:
+        when_caught_up(lambda: waiting.extend(view.release()))
     ticking = Tasks("terminal")
     with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
 
@@ -426,6 +492,8 @@ def _picture(view: View, console: Console, clock: Clock, connected: bool) -> Gro
     """What is under way, in no more rows than the screen has."""
     now = to_datetime(clock.now_us())
     mark = _SPINNER[clock.now_us() // 100_000 % len(_SPINNER)]
+    if view.holding:
+        return Group(Text(f"{mark} reading what there is: {view.seq:,} events", "dim"))
     below = []
     for tool in view.tools.values():
         below.append(Text(f"{mark} {tool.label}  {_elapsed(now, tool.started)}", "cyan"))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from rich.console import Console
 
 from runstone.client import Event
 from runstone.clock import SystemClock
-from runstone.terminal import OPEN_CHARS_MAX, TOOL_LINES_SHOWN, View, clean, show
+from runstone.terminal import FRAME_S, OPEN_CHARS_MAX, TOOL_LINES_SHOWN, View, clean, show
 from runstone.values import Json
 
 RUN = "run_1"
@@ -152,9 +154,10 @@ def test_a_private_tool_shows_that_it_is_private_and_nothing_else() -> None:
     log = Log()
     events = [
         log("tool_executing", action_id="act_1", private=True),
-        log("tool_completed", action_id="act_1", private=True, status="success"),
+        log("tool_output", action_id="act_1", private=True),
+        log("tool_completed", action_id="act_1", private=True),  # as the wire has it: nobody is told how it ended
     ]
-    assert shown(events).startswith("✓ a private tool")
+    assert shown(events) == "· a private tool\n"
 
 
 def test_a_run_shows_its_beginning_its_end_and_what_it_used() -> None:
@@ -208,9 +211,91 @@ def test_a_cancelled_run_shows_who_and_why_and_where_its_text_ends() -> None:
     ]
 
 
-def test_a_second_attempt_says_that_the_text_above_no_longer_counts() -> None:
-    text = shown([Log()("attempt_superseded", attempt=1, reason="lost", messages=["msg_1"])])
-    assert text == "↻ attempt 1 was lost; starting again. What it said above no longer counts.\n"
+def two_attempts(log: Log, *, message: str = "msg_1") -> list[Event]:
+    """A first attempt that dies while it speaks, and a second one that says it all."""
+    return [
+        log("run_queued", agent="a"),
+        log("agent_started", agent="a", worker="w"),
+        log("message_started", message_id="msg_1", role="assistant"),
+        log.say("It is bl"),
+        log("attempt_superseded", attempt=1, reason="lost", messages=[message] if message else []),
+        replace(log("agent_started", agent="a", worker="w"), attempt=2),
+        log("message_started", message_id="msg_2", role="assistant"),
+        log("message_delta", message_id="msg_2", part=0, offset=0, delta="It is blue."),
+        log("message_completed", message_id="msg_2", status="completed", length=11),
+        log("agent_completed", output="It is blue.", usage=None),
+    ]
+
+
+def test_a_text_that_was_shown_is_said_to_be_superseded_where_the_next_attempt_begins() -> None:
+    assert shown(two_attempts(Log())).splitlines() == [
+        "▶ a  run_1",
+        "It is bl",
+        "— attempt 1 was lost here; what it said is superseded; attempt 2 goes on —",
+        "It is blue.",
+        "✓ completed in 8.0 s",
+    ]
+
+
+def test_an_attempt_whose_text_stands_is_said_to_be_lost_and_nothing_more() -> None:
+    text = shown(two_attempts(Log(), message=""))
+    assert "— attempt 1 was lost here; attempt 2 goes on —" in text
+    assert "It is bl\n" in text
+
+
+def test_what_is_superseded_when_the_log_is_caught_up_with_is_never_shown() -> None:
+    events, view = two_attempts(Log()), View()
+    view.hold()
+    for event in events[:7]:
+        assert view.fold(event) == []
+    assert [line.text for line in view.release()] == ["▶ a  run_1", "— attempt 1 was lost here; attempt 2 goes on —"]
+    assert shown(events[7:], view) == "It is blue.\n✓ completed in 8.0 s\n"
+
+
+def test_a_text_that_is_valid_when_the_log_is_caught_up_with_is_shown_and_may_be_superseded_later() -> None:
+    events, view = two_attempts(Log()), View()
+    view.hold()
+    for event in events[:4]:
+        view.fold(event)
+    assert [line.text for line in view.release()] == ["▶ a  run_1"]
+    assert [line.text for line in view.open_text()] == ["It is bl"]
+    assert "what it said is superseded" in shown(events[4:], view)
+
+
+def test_a_text_that_began_before_the_log_was_looked_at_may_have_been_shown_and_is_said_to_be_superseded() -> None:
+    events, view = two_attempts(Log()), View()
+    view.hold()
+    text = shown(events[3:], view)  # as `tail --after 3` sees it
+    assert "what it said is superseded" in text
+    assert "It is bl\n" not in text
+
+
+def test_of_a_dead_attempt_only_what_is_named_is_dropped() -> None:
+    log, view = Log(), View()
+    view.hold()
+    events = [
+        log("message_started", message_id="msg_1", role="assistant"),
+        log("message_started", message_id="msg_2", role="assistant"),
+        log.say("Kept, for it was said in a step.\n"),
+        log("message_delta", message_id="msg_2", part=0, offset=0, delta="Dropped,\n" + "x " * OPEN_CHARS_MAX),
+        log("message_part", message_id="msg_2", part=1, value={"type": "data", "name": "dropped too"}),
+        log("message_completed", message_id="msg_2", status="partial", reason="error", length=9),
+        log("attempt_superseded", attempt=1, reason="released", messages=["msg_2"]),
+        replace(log("agent_started", agent="a", worker="w"), attempt=2),
+    ]
+    assert shown(events, view).splitlines() == [
+        "Kept, for it was said in a step.",
+        "— attempt 1 was released here; attempt 2 goes on —",
+    ]
+
+
+def test_an_output_that_only_a_dead_attempt_said_is_shown() -> None:
+    log = Log()
+    events = [event for event in two_attempts(log) if event.data.get("message_id") != "msg_2"]
+    events[3] = replace(events[3], data=events[3].data | {"delta": "It is blue."})
+    view = View()
+    view.hold()
+    assert shown(events, view).splitlines()[-2:] == ["It is blue.", "✓ completed in 8.0 s"]
 
 
 def test_what_a_person_said_is_shown_with_its_parts() -> None:
@@ -316,6 +401,31 @@ async def test_a_pipe_gets_plain_text() -> None:
     console = Console(file=out, force_terminal=False)
     await show(stream([log.say(*said) for said in CONVERSATION]), View(), console, SystemClock())
     assert out.getvalue() == "Hello\nworld\n"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("terminal", [False, True])
+async def test_nothing_is_drawn_before_the_log_is_caught_up_with(terminal: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=80, height=20, legacy_windows=False)
+    callbacks: list[Callable[[], None]] = []
+    drawn: list[str] = []
+
+    async def caught_up_after_seven() -> AsyncIterator[Event]:
+        for event in two_attempts(Log()):
+            if event.seq == 8:
+                await asyncio.sleep(2 * FRAME_S)  # for pictures, if there were any to draw
+                drawn.append(clean(out.getvalue()))
+                callbacks.pop()()
+            yield event
+
+    await show(caught_up_after_seven(), View(), console, SystemClock(), when_caught_up=callbacks.append)
+    assert "attempt" not in drawn[0]
+    assert ("reading what there is: 7 events" in drawn[0]) == terminal
+    text = clean(out.getvalue())
+    assert "attempt 2 goes on" in text
+    assert "It is blue." in text
+    assert "superseded" not in text
 
 
 @pytest.mark.anyio

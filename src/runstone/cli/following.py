@@ -147,7 +147,7 @@ class Following:
     async def _show(self, id: str, events: EventStream, after: int) -> None:
         self._id, self._view.seq = id, after
         if not self._as_json:
-            await show(events, self._view, console(), SystemClock(), lambda: events.connected)
+            await show(events, self._view, console(), SystemClock(), lambda: events.connected, events.when_caught_up)
             return
         async for event in events:
             self._view.fold(event)
