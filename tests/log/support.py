@@ -103,9 +103,10 @@ class Place:
         made = await self.log.append(
             c.start_run("alice", new_run(), thread_id=None if thread is None else thread.thread_id)
         )
-        rows: list[RunRow] = await self.log.append(c.claim_runs(AGENTS, 1000, "worker"))
-        row = next(row for row in rows if row.run_id == made.id)
-        return row, self.log.outbox(row)
+        await self.log.append(c.beat("worker", first=True))
+        started, _ = await self.log.append(c.claim_runs(AGENTS, 1000, "worker"))
+        row: RunRow = next(claimed.run for claimed in started if claimed.run.run_id == made.id)
+        return row, self.log.outbox(row, row.attempt)
 
     async def stored(self, thread: ThreadRef, *types: str) -> list[e.Event]:
         """What the store holds of a thread, of these types or of all."""

@@ -14,7 +14,7 @@ from runstone.limits import RUN_BUFFER_BYTES_MAX
 from runstone.log import Outbox
 from runstone.store import RunRow
 from tests.log.support import Place, draft, ended, opened, soon, stays_waiting
-from tests.stores.making import custom, started
+from tests.stores.making import custom, fence, started
 
 pytestmark = pytest.mark.anyio
 
@@ -101,7 +101,7 @@ async def test_room_is_given_back_once_when_a_run_is_closed_while_its_commit_is_
 async def test_room_is_given_back_when_an_append_is_refused(tmp_path: Path) -> None:
     async with opened(tmp_path) as place:
         row, box = await place.run()
-        await place.log.append(c.end_run(row.run_id, c.Cancelled(), attempt=None))
+        await place.log.append(c.end_run(row.run_id, c.Cancelled(), fence(row)))
         await box.write(draft(row, custom("late")))
         with pytest.raises(StaleAttempt):
             await box.flush()

@@ -11,7 +11,7 @@ from runstone import commands as c
 from runstone import events as e
 from runstone.errors import RunstoneError, StaleAttempt, StoreFailed
 from tests.log.support import Reader, draft, opened, stays_waiting
-from tests.stores.making import custom, started
+from tests.stores.making import custom, fence, started
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +21,7 @@ async def test_a_refused_append_is_raised_at_the_next_call_and_told_once(tmp_pat
         row, box = await place.run()
         told: list[RunstoneError] = []
         box.on_failure = told.append
-        await place.log.append(c.end_run(row.run_id, c.Cancelled(), attempt=None))
+        await place.log.append(c.end_run(row.run_id, c.Cancelled(), fence(row)))
         await box.write(draft(row, custom()))  # nobody knows yet
         with pytest.raises(StaleAttempt):
             await box.flush()
@@ -34,7 +34,7 @@ async def test_a_refused_append_is_raised_at_the_next_call_and_told_once(tmp_pat
 async def test_every_barrier_of_a_refused_run_is_told(tmp_path: Path) -> None:
     async with opened(tmp_path) as place:
         row, box = await place.run()
-        await place.log.append(c.end_run(row.run_id, c.Cancelled(), attempt=None))
+        await place.log.append(c.end_run(row.run_id, c.Cancelled(), fence(row)))
         barriers = [asyncio.create_task(box.append(draft(row, custom()))) for _ in range(5)]
         outcomes = await asyncio.gather(*barriers, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [StaleAttempt] * 5

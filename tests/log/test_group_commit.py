@@ -12,7 +12,7 @@ from runstone import events as e
 from runstone import failpoints, values
 from runstone.errors import NotFound, TooLarge
 from tests.log.support import Recording, draft, opened, soon, stays_waiting
-from tests.stores.making import custom, datas, query, said, started
+from tests.stores.making import custom, datas, fence, query, said, started
 
 pytestmark = pytest.mark.anyio
 
@@ -101,7 +101,7 @@ async def test_the_end_of_a_run_comes_after_all_that_it_had_said(tmp_path: Path)
         await box.write(draft(row, started("msg_1")))
         for offset in range(500):
             await box.delta(e.MessageDelta, "msg_1", 0, offset, "x")
-        end = c.end_run(row.run_id, c.Completed(values.raw(None)), attempt=1)
+        end = c.end_run(row.run_id, c.Completed(values.raw(None)), fence(row))
         assert await place.log.append(end) == "agent_completed"
         events = await place.stored(row.thread)
         assert events[-1].type == "agent_completed"

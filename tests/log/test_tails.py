@@ -21,7 +21,7 @@ from runstone.limits import PAGE_BYTES_MAX
 from runstone.log import POLL_S
 from runstone.views import ThreadRef
 from tests.log.support import Doubling, HeldStore, Late, Lossy, Reader, Recording, draft, opened, seqs
-from tests.stores.making import custom
+from tests.stores.making import custom, fence
 
 pytestmark = pytest.mark.anyio
 
@@ -176,7 +176,7 @@ async def test_hints_follow_from_events(tmp_path: Path) -> None:
         broker.hints.clear()
         await box.append(draft(row, custom()), draft(row, custom()))
         await place.log.append(c.cancel_run("alice", row.run_id, None))
-        await place.log.append(c.end_run(row.run_id, c.Completed(values.raw(None)), attempt=1))
+        await place.log.append(c.end_run(row.run_id, c.Completed(values.raw(None)), fence(row)))
         said = [(hint.about, hint.id, hint.seq) for hint in broker.hints]
         assert said == [
             ("events", row.thread_id, 5),

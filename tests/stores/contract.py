@@ -19,7 +19,8 @@ from tests.stores.promises.lists import Lists
 from tests.stores.promises.order import Order
 from tests.stores.promises.owners import Owners
 from tests.stores.promises.pages import Pages
+from tests.stores.promises.workers import Workers
 
 
-class StoreContract(Order, Entries, Commands, Claims, Pages, Lists, Owners, Content, Life):
+class StoreContract(Order, Entries, Commands, Claims, Workers, Pages, Lists, Owners, Content, Life):
     """All promises of a store."""

@@ -75,7 +75,12 @@ def append(run: RunRow, *data: e.Data, attempt: int | None = None, content: byte
         )
         for one in data
     ]
-    return Append(run.run_id, number, drafts)
+    return Append(run.run_id, number, number, drafts)
+
+
+def fence(run: RunRow, attempt: int | None = None) -> c.Fence:
+    number = run.attempt if attempt is None else attempt
+    return c.Fence(number, number)
 
 
 def started(message_id: str) -> e.MessageStarted:
@@ -112,6 +117,7 @@ class Shop:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._workers: set[str] = set()
 
     async def commit(self, *batch: Entry) -> Committed:
         return await self.store.commit(batch)
@@ -135,9 +141,22 @@ class Shop:
         made: c.Made = await self.ask(c.start_run(thread.user_id, new_run(**more), thread_id=thread.thread_id))
         return made.id
 
-    async def claim(self, limit: int = 100, agents: frozenset[str] = AGENTS) -> list[RunRow]:
-        rows: list[RunRow] = await self.ask(c.claim_runs(agents, limit, "worker"))
-        return rows
+    async def worker(self, worker: str = "worker") -> str:
+        """A living worker."""
+        if worker not in self._workers:
+            self._workers.add(worker)
+            await self.ask(c.beat(worker, first=True))
+        return worker
+
+    async def claim(self, limit: int = 100, agents: frozenset[str] = AGENTS, *, worker: str = "worker") -> list[RunRow]:
+        return [claimed.run for claimed in await self.claimed(limit, agents, worker=worker)]
+
+    async def claimed(
+        self, limit: int = 100, agents: frozenset[str] = AGENTS, *, worker: str = "worker"
+    ) -> list[c.Claimed]:
+        started: list[c.Claimed]
+        started, _ = await self.ask(c.claim_runs(agents, limit, await self.worker(worker)))
+        return started
 
     async def running(self, thread: ThreadRef | None = None, user_id: str = "alice", **more: Any) -> RunRow:
         """A run under way, in a thread of its own if none is given."""
@@ -146,7 +165,7 @@ class Shop:
         return next(row for row in rows if row.run_id == run_id)
 
     async def end(self, run: RunRow, output: Json = None) -> str:
-        ended: str = await self.ask(c.end_run(run.run_id, c.Completed(values.raw(output)), attempt=run.attempt))
+        ended: str = await self.ask(c.end_run(run.run_id, c.Completed(values.raw(output)), fence(run)))
         return ended
 
     async def events(self, thread: ThreadRef, after: int = 0) -> list[e.Event]:

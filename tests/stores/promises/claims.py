@@ -15,7 +15,6 @@ from tests.stores.making import (
     completed,
     executing,
     looking,
-    query,
     said,
     started,
     thought,
@@ -52,35 +51,9 @@ class Claims(Promises):
 
     async def test_two_claims_in_one_batch_never_take_the_same_run(self, shop: Shop) -> None:
         ids = [await shop.queued(await shop.thread()) for _ in range(3)]
-        claim = c.claim_runs(AGENTS, 2, "worker")
-        first, second = await shop.outcomes(claim, claim)
-        assert [row.run_id for row in (*first, *second)] == ids
-
-    async def test_orphans_are_ended_with_their_text_and_the_queue_stays(self, shop: Shop) -> None:
-        orphans = [await shop.running() for _ in range(3)]
-        waiting = await shop.queued(await shop.thread())
-        await shop.commit(
-            append(orphans[0], started("msg_1"), thought("msg_1", "hm"), said("msg_1", "half 🗿", part=1)),
-            append(orphans[1], executing("act_1")),
-            c.cancel_run("alice", orphans[2].run_id, "stop"),
-        )
-        assert await shop.ask(c.end_orphans(2)) == [orphan.run_id for orphan in orphans[:2]]
-        assert await shop.ask(c.end_orphans(2)) == [orphans[2].run_id]
-        assert await shop.ask(c.end_orphans(2)) == []
-        rows = shop.store.rows
-        lost = await rows.run("alice", orphans[0].run_id)
-        assert lost is not None
-        assert lost.error is not None
-        assert (lost.status, lost.error.type, lost.error.retryable) == ("failed", "WorkerLost", True)
-        (message,) = (await rows.messages("alice", query(orphans[0].thread_id))).items
-        assert (message.status, message.content) == ("partial", "half 🗿")
-        assert [part["type"] for part in message.parts] == ["reasoning", "text"]
-        (action,) = (await rows.actions("alice", query(orphans[1].thread_id))).items
-        assert action.status == "interrupted"
-        cancelled = await rows.run("alice", orphans[2].run_id)
-        assert cancelled is not None
-        assert cancelled.status == "cancelled"
-        assert [row.run_id for row in await shop.claim()] == [waiting]
+        claim = c.claim_runs(AGENTS, 2, await shop.worker())
+        (first, _), (second, _) = await shop.outcomes(claim, claim)
+        assert [claimed.run.run_id for claimed in (*first, *second)] == ids
 
     async def test_open_items_come_folded_with_their_text(self, shop: Shop) -> None:
         run = await shop.running()

@@ -29,10 +29,10 @@ class Commands(Promises):
         thread = await shop.thread()
         run_id = await shop.queued(thread)
         batch = [
-            c.claim_runs(AGENTS, 1, "worker"),
+            c.claim_runs(AGENTS, 1, await shop.worker()),
             c.cancel_run("alice", run_id, "enough"),
             c.cancel_run("alice", run_id, "again"),
-            c.end_run(run_id, c.Completed(values.raw("done")), attempt=1),
+            c.end_run(run_id, c.Completed(values.raw("done")), c.Fence(1, 1)),
             c.cancel_run("alice", run_id, "late"),
         ]
         outcomes = (await shop.commit(*batch)).outcomes
@@ -47,7 +47,7 @@ class Commands(Promises):
         await shop.commit(
             append(run, started("msg_1"), said("msg_1", "so ")),
             append(run, said("msg_1", "far", offset=3)),
-            c.end_run(run.run_id, c.Failed("Boom", "boom"), attempt=1),
+            c.end_run(run.run_id, c.Failed("Boom", "boom"), c.Fence(1, 1)),
         )
         (message,) = (await shop.store.rows.messages("alice", query(run.thread_id))).items
         assert (message.status, message.reason, message.content) == ("partial", "error", "so far")

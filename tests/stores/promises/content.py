@@ -15,6 +15,7 @@ from tests.stores.making import (
     append,
     datas,
     executing,
+    fence,
     key,
     new_run,
     query,
@@ -83,7 +84,7 @@ class Content(Promises):
             Draft(data=e.StateChanged(key="s", value=values.raw("secret")), run_id=run.run_id, attempt=1, private=True),
         ]
         committed = await shop.commit(
-            Append(run.run_id, 1, drafts), c.end_run(run.run_id, c.Cancelled("x"), attempt=None)
+            Append(run.run_id, 1, 1, drafts), c.end_run(run.run_id, c.Cancelled("x"), fence(run), over_its_head=True)
         )
         later = await shop.events(thread)
         shown_now = committed.events[thread]
@@ -102,7 +103,7 @@ class Content(Promises):
             private=True,
             metadata=values.raw({"secret": 1}),
         )
-        committed = await shop.commit(Append(run.run_id, 1, [draft]))
+        committed = await shop.commit(Append(run.run_id, 1, 1, [draft]))
         for event in (committed.events[run.thread][0], (await shop.events(run.thread))[-1]):
             assert shown(event)["data"] == {"action_id": "act_1", "private": True}
             assert b"secret" not in event.wire

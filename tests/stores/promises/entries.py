@@ -25,6 +25,7 @@ from tests.stores.making import (
     completed,
     custom,
     datas,
+    fence,
     plain,
     started,
 )
@@ -74,7 +75,7 @@ class Entries(Promises):
         bad: dict[str, Append | Command] = {
             "decision": broken(ZeroDivisionError("a bug")),
             "same message": append(run, custom("lost"), started("msg_1")),
-            "unknown run": Append("run_unknown", 1, [Draft(data=custom(), run_id="run_unknown", attempt=1)]),
+            "unknown run": Append("run_unknown", 1, 1, [Draft(data=custom(), run_id="run_unknown", attempt=1)]),
             "unknown thread": plain(ThreadRef("thr_unknown", "alice"), e.ThreadUpdated(title="x", by="alice")),
             "update of nothing": append(run, custom("lost"), completed("act_unknown")),
         }
@@ -97,12 +98,12 @@ class Entries(Promises):
         with pytest.raises(StaleAttempt):
             await shop.ask(append(run, custom(), attempt=attempt))
         with pytest.raises(StaleAttempt):
-            await shop.ask(c.end_run(run.run_id, c.Cancelled(), attempt=attempt))
+            await shop.ask(c.end_run(run.run_id, c.Cancelled(), fence(run, attempt)))
         assert await shop.types(run.thread) == before
 
     async def test_nothing_follows_the_end_of_a_run(self, shop: Shop) -> None:
         run = await shop.running()
-        end = c.end_run(run.run_id, c.Completed(values.raw(1)), attempt=1)
+        end = c.end_run(run.run_id, c.Completed(values.raw(1)), fence(run))
         outcomes = (await shop.commit(end, append(run, custom()), end)).outcomes
         assert outcomes[0] == "agent_completed"
         assert [type(outcome) for outcome in outcomes[1:]] == [StaleAttempt, StaleAttempt]

@@ -101,13 +101,13 @@ class Owners(Promises):
         assert await shop.ask(c.delete_thread("alice", thread.thread_id)) == [run.run_id, waiting]
         events = await shop.events(thread, before)
         assert [(event.type, event.run_id) for event in events] == [
-            ("agent_cancelled", waiting),
             ("message_completed", run.run_id),
             ("tool_completed", run.run_id),
             ("agent_cancelled", run.run_id),
+            ("agent_cancelled", waiting),
             ("thread_deleted", None),
         ]
         assert all(data == {"reason": "deleted"} for data in datas(events, "agent_cancelled"))
-        for entry in (append(run, custom()), c.end_run(run.run_id, c.Cancelled(), attempt=1)):
+        for entry in (append(run, custom()), c.end_run(run.run_id, c.Cancelled(), c.Fence(1, 1))):
             with pytest.raises(StaleAttempt):
                 await shop.ask(entry)
