@@ -205,10 +205,9 @@ class Executor:
             if running.stop_reason == "fenced":
                 raise outbox.failure or StaleAttempt(f"The run {row.run_id} has ended.")
             outcome = self._outcome(running, row)
-            ended = await self._end(running, attempt, outcome)
             if agent.provider is not None:
-                self._report(agent.provider, running)
-            return ended, outcome
+                self._report(agent.provider, running)  # before the end: whoever sees that finds the breaker so
+            return await self._end(running, attempt, outcome), outcome
         finally:
             attempt.presence.on_change = lambda waiting: None
             if attempt.presence.waiting:
