@@ -19,14 +19,14 @@ from runstone.events import TYPES
 from runstone.stores.sqlite import SqliteRows
 from runstone.stores.sqlite.reader import Reader
 from runstone.views import ListQuery, Rows, ThreadRef
-from tests.stores.making import Shop, append, executing, said, started
+from tests.stores.making import Shop, append, asking, executing, said, started
 from tests.stores.sqlite_database import SqliteDatabase
 
 ROOT = Path(__file__).parents[1]
 PROTOCOL = (ROOT / "PROTOCOL.md").read_text()
 
 # Reads of the runtime itself: what they return reaches no user.
-RUNTIME_READS = {"run_row", "to_stop", "statuses"}
+RUNTIME_READS = {"run_row", "to_stop", "statuses", "record", "resolved", "beats"}
 NOT_READS = {"close"}
 
 
@@ -55,7 +55,7 @@ async def test_every_statement_of_a_read_for_a_user_binds_that_user(tmp_path: Pa
     await store.open()
     shop = Shop(store)
     run = await shop.running(message="hello")
-    await shop.commit(append(run, started("msg_1"), said("msg_1", "x"), executing("act_1")))
+    await shop.commit(append(run, started("msg_1"), said("msg_1", "x"), executing("act_1"), asking("apr_1")))
     thread = run.thread
     sample: dict[str, Any] = {
         "user_id": "alice",
@@ -64,6 +64,7 @@ async def test_every_statement_of_a_read_for_a_user_binds_that_user(tmp_path: Pa
         "thread_id": run.thread_id,
         "run_id": run.run_id,
         "message_id": "msg_1",
+        "approval_id": "apr_1",
         "query": ListQuery(limit=10, descending=False, thread_id=run.thread_id, run_id=run.run_id, children=True),
         "after": 0,
         "before": 9,

@@ -139,6 +139,7 @@ class Approval(Resource):
     status: ApprovalStatus
     value: JsonValue
     by: str | None
+    comment: str | None
     created_at: Time
     expires_at: Time
     resolved_at: Time | None
@@ -151,8 +152,12 @@ class AgentInfo(Resource):
 
 
 class Listing(Resource, Generic[T]):
-    """One page of resources; `head` only under a thread, read in the same transaction."""
+    """One page of resources; `head` only under a thread, `feed_head` only on the first page of threads.
+
+    Both are read in the same transaction.
+    """
 
     items: list[T]
     next_cursor: str | None
     head: int | None = None
+    feed_head: int | None = None

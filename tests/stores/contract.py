@@ -10,6 +10,7 @@ An implementation joins with a subclass that says how its database is made:
 
 from __future__ import annotations
 
+from tests.stores.promises.approvals import Approvals
 from tests.stores.promises.claims import Claims
 from tests.stores.promises.commands import Commands
 from tests.stores.promises.content import Content
@@ -22,5 +23,5 @@ from tests.stores.promises.pages import Pages
 from tests.stores.promises.workers import Workers
 
 
-class StoreContract(Order, Entries, Commands, Claims, Workers, Pages, Lists, Owners, Content, Life):
+class StoreContract(Order, Entries, Commands, Claims, Workers, Approvals, Pages, Lists, Owners, Content, Life):
     """All promises of a store."""

@@ -103,6 +103,13 @@ def completed(action_id: str, output: Json = None) -> e.ToolCompleted:
     return e.ToolCompleted(action_id=action_id, status="success", output=values.raw(output), duration_ms=1)
 
 
+def asking(approval_id: str, expires_at: str = "2099-01-01T00:00:00.000000Z", **more: Any) -> e.ApprovalRequested:
+    """A question to a person; it is an approval unless `more` says otherwise."""
+    given: dict[str, Any] = {"kind": "approval", "prompt": "May I?", "input": values.raw(None)} | more
+    input_hash = values.digest(bytes(given["input"]))
+    return e.ApprovalRequested(approval_id=approval_id, input_hash=input_hash, expires_at=expires_at, **given)
+
+
 def custom(name: str = "note", value: Json = None) -> e.Custom:
     return e.Custom(name=name, value=values.raw(value))
 

@@ -251,6 +251,7 @@ def _approval_requested(known: Known, event: Event) -> None:
             "status": "open",
             "value": None,
             "by": None,
+            "comment": None,
             "created_at": event.time,
             "expires_at": data["expires_at"],
             "resolved_at": None,
@@ -261,8 +262,8 @@ def _approval_requested(known: Known, event: Event) -> None:
 def _approval_resolved(known: Known, event: Event) -> None:
     data: dict[str, Any] = event.data
     known.asking.get(event.run_id or "", set()).discard(data["approval_id"])
-    answer = {"status": data["decision"], "value": data.get("value"), "by": data.get("by")}
-    change(known.approvals, data["approval_id"], **answer, resolved_at=event.time)
+    answer = {name: data.get(name) for name in ("value", "by", "comment")}
+    change(known.approvals, data["approval_id"], status=data["decision"], **answer, resolved_at=event.time)
 
 
 # --- runs

@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from runstone.clock import Clock
 from runstone.errors import StoreFailed
-from runstone.resources import Action, Listing, Message, Run, Thread
+from runstone.resources import Action, Approval, Listing, Message, Run, Thread
 from runstone.store import Committed, Entry, Record, RecordedApproval, RunRow, ToStop
 from runstone.stores.migrations import check, migrate, plan
 from runstone.stores.sqlite.connection import (
@@ -27,7 +27,7 @@ from runstone.stores.sqlite.reader import Reader
 from runstone.stores.sqlite.schema import MIGRATIONS
 from runstone.stores.sqlite.writer import Writer
 from runstone.values import Json
-from runstone.views import ListQuery, Page, ThreadRef
+from runstone.views import FeedPage, ListQuery, Page, ThreadRef
 
 _READERS = 2  # more than the cores bring nothing
 
@@ -105,6 +105,9 @@ class SqliteStore:
     async def heads(self, threads: Sequence[ThreadRef]) -> list[int]:
         return await self.read(Reader.heads, threads)
 
+    async def feed_heads(self, user_ids: Sequence[str]) -> list[int]:
+        return await self.read(Reader.feed_heads, user_ids)
+
     async def run_row(self, run_id: str) -> RunRow | None:
         return await self.read(Reader.run_row, run_id)
 
@@ -154,6 +157,9 @@ class SqliteRows:
     async def threads(self, user_id: str, query: ListQuery) -> Listing[Thread]:
         return await self._read(Reader.threads, user_id, query)
 
+    async def feed(self, user_id: str, *, after: int, limit: int, deleted_after: int) -> FeedPage:
+        return await self._read(Reader.feed, user_id, after, limit, deleted_after)
+
     async def runs(self, user_id: str, query: ListQuery) -> Listing[Run]:
         return await self._read(Reader.runs, user_id, query)
 
@@ -165,6 +171,12 @@ class SqliteRows:
 
     async def message(self, user_id: str, message_id: str) -> Message | None:
         return await self._read(Reader.message, user_id, message_id)
+
+    async def approvals(self, user_id: str, query: ListQuery) -> Listing[Approval]:
+        return await self._read(Reader.approvals, user_id, query)
+
+    async def approval(self, user_id: str, approval_id: str) -> Approval | None:
+        return await self._read(Reader.approval, user_id, approval_id)
 
     async def state(self, user_id: str, thread_id: str, *, private: bool) -> tuple[dict[str, Json], int]:
         return await self._read(Reader.state, user_id, thread_id, private)

@@ -20,9 +20,9 @@ from runstone import events as e
 from runstone.clock import to_datetime, to_rfc3339
 from runstone.errors import Invalid, NotFound
 from runstone.events import Event
-from runstone.limits import LIST_BYTES_MAX, PREVIEW_CHARS_MAX
+from runstone.limits import LIST_BYTES_MAX, PAGE_BYTES_MAX, PREVIEW_CHARS_MAX
 from runstone.messages import text_of
-from runstone.resources import Action, Listing, Message, Preview, Run, Thread, UsageSum
+from runstone.resources import Action, Approval, Listing, Message, Preview, Run, Thread, UsageSum
 from runstone.store import (
     Record,
     RecordedAction,
@@ -37,7 +37,7 @@ from runstone.store import (
 from runstone.stores.sqlite.connection import failing, transaction
 from runstone.stores.sqlite.writer import RUN_COLUMNS, USAGE_COLUMNS, fold_message, run_row
 from runstone.values import Json, decode
-from runstone.views import ListQuery, Page, ThreadRef
+from runstone.views import Changed, FeedPage, ListQuery, Page, ThreadRef
 
 _R = TypeVar("_R")
 _S = TypeVar("_S", bound=msgspec.Struct)
@@ -81,6 +81,11 @@ _ACTION = """
 SELECT action_id, thread_id, run_id, tool, executor, input, status, output, error, private, started_at, ended_at, seq
 FROM actions
 """
+_APPROVAL = """
+SELECT approval_id, thread_id, run_id, action_id, kind, prompt, input, input_hash, schema, status, value, by, comment,
+    created_at, expires_at, resolved_at
+FROM approvals
+"""
 _STEPPED = "SELECT key, output, inner FROM steps WHERE run_id = ? ORDER BY seq"
 _ACTED = """
 SELECT action_id, tool, input, key, status, output, error, retry_of, inner FROM actions WHERE run_id = ? ORDER BY seq
@@ -94,7 +99,7 @@ SELECT run_id, agent, input, key, status, output, error FROM runs WHERE parent_r
 """
 _FAMILY = """
 WITH RECURSIVE family (run_id) AS (
-    SELECT run_id FROM runs WHERE run_id = ?1 AND user_id = ?2
+    SELECT run_id FROM runs WHERE run_id = ? AND user_id = ?
     UNION ALL SELECT runs.run_id FROM runs JOIN family ON runs.parent_run_id = family.run_id
 ) SELECT run_id FROM family
 """
@@ -152,13 +157,11 @@ class Reader:
 
     def thread(self, user_id: str, thread_id: str) -> Thread | None:
         with self._snapshot():
-            sql = f"{_THREAD} WHERE thread_id = ? AND user_id = ? AND deleted_at IS NULL"
-            found = self._records(sql, (thread_id, user_id))
-            return self._thread(user_id, found[0]) if found else None
+            return self._thread_now(user_id, thread_id)
 
     def run(self, user_id: str, run_id: str) -> Run | None:
         with self._snapshot():
-            sql = f"{_RUN} WHERE run_id = ? AND user_id = ? AND {_KEPT}"
+            sql = f"{_RUN} WHERE run_id = ? AND user_id = ? AND {_KEPT.format(table='runs')}"
             found = self._records(sql, (run_id, user_id))
             return _run(found[0]) if found else None
 
@@ -219,12 +222,40 @@ class Reader:
     def threads(self, user_id: str, query: ListQuery) -> Listing[Thread]:
         where = _Where("user_id = ?", user_id).plus("deleted_at IS NULL")
         with self._snapshot():
-            return self._listing(
+            page = self._listing(
                 _THREAD, where, query, ("updated_at", "thread_id"), lambda row: self._thread(user_id, row)
             )
+            # Later pages are of later moments: what changed in between would be missed after their heads.
+            return page if query.cursor else page.model_copy(update={"feed_head": self._feed_head(user_id)})
+
+    def feed(self, user_id: str, after: int, limit: int, deleted_after: int) -> FeedPage:
+        with self._snapshot():
+            rows: list[Any] = self._db.execute(
+                "SELECT activity_pos, thread_id, deleted_at IS NOT NULL FROM threads "
+                "WHERE user_id = ? AND activity_pos > ? ORDER BY activity_pos LIMIT ?",
+                (user_id, after, limit),
+            ).fetchall()
+            items: list[Changed] = []
+            last, size = after, 0
+            for pos, thread_id, deleted in rows:
+                if size > PAGE_BYTES_MAX:
+                    break
+                last = pos
+                if not deleted:
+                    thread = self._thread_now(user_id, thread_id)
+                    assert thread is not None, "it is there in this snapshot"
+                    size += len(json.dumps(thread.metadata))
+                    items.append(Changed(pos, thread_id, thread))
+                elif pos > deleted_after:
+                    items.append(Changed(pos, thread_id, None))
+            return FeedPage(items, last, self._feed_head(user_id))
+
+    def feed_heads(self, user_ids: Sequence[str]) -> list[int]:
+        with failing():
+            return [self._feed_head(user_id) for user_id in user_ids]
 
     def runs(self, user_id: str, query: ListQuery) -> Listing[Run]:
-        where = _Where("user_id = ?", user_id).plus(_KEPT)
+        where = _Where("user_id = ?", user_id).plus(_KEPT.format(table="runs"))
         for name in ("status", "agent", "thread_id"):
             where.equal(name, getattr(query, name))
         with self._snapshot():
@@ -260,6 +291,21 @@ class Reader:
             return self._under_head(
                 user_id, query, lambda: self._listing(_ACTION, where, query, ("seq", "action_id"), build)
             )
+
+    def approvals(self, user_id: str, query: ListQuery) -> Listing[Approval]:
+        where = _Where("user_id = ?", user_id).plus(_KEPT.format(table="approvals"))
+        where.equal("status", query.status)
+        where.equal("thread_id", query.thread_id)
+        if query.run_id is not None:
+            where.plus(f"run_id IN ({_FAMILY})", query.run_id, user_id)
+        with self._snapshot():
+            return self._listing(_APPROVAL, where, query, ("created_at", "approval_id"), _approval)
+
+    def approval(self, user_id: str, approval_id: str) -> Approval | None:
+        where = f"approval_id = ? AND user_id = ? AND {_KEPT.format(table='approvals')}"
+        with self._snapshot():
+            found = self._records(f"{_APPROVAL} WHERE {where}", (approval_id, user_id))
+            return _approval(found[0]) if found else None
 
     def state(self, user_id: str, thread_id: str, private: bool) -> tuple[dict[str, Json], int]:
         with self._snapshot():
@@ -332,11 +378,20 @@ class Reader:
             if len(items) == query.limit or size > LIST_BYTES_MAX:
                 return Listing(items=items, next_cursor=_cursor(*last))
             last = row[order[0]], row[order[1]]  # before `build`, which takes the row apart
-            size += sum(len(value) for value in row.values() if isinstance(value, bytes))
+            size += sum(len(value) for value in row.values() if isinstance(value, bytes | str))
             items.append(build(row))
             if isinstance(items[-1], Message) and items[-1].status == "streaming":
                 size += len(items[-1].content)  # the row of one that streams holds none of it
         return Listing(items=items, next_cursor=None)
+
+    def _feed_head(self, user_id: str) -> int:
+        sql = "SELECT max(activity_pos) FROM threads WHERE user_id = ?"
+        return int(self._db.execute(sql, (user_id,)).get or 0)
+
+    def _thread_now(self, user_id: str, thread_id: str) -> Thread | None:
+        sql = f"{_THREAD} WHERE thread_id = ? AND user_id = ? AND deleted_at IS NULL"
+        found = self._records(sql, (thread_id, user_id))
+        return self._thread(user_id, found[0]) if found else None
 
     def _thread(self, user_id: str, row: dict[str, Any]) -> Thread:
         busy = (row.pop("busy") or "").split(",")
@@ -407,7 +462,7 @@ class _Where:
             self.plus(f"{column} = ?", value)
 
 
-_KEPT = "(SELECT deleted_at FROM threads AS t WHERE t.thread_id = runs.thread_id) IS NULL"
+_KEPT = "(SELECT deleted_at FROM threads AS t WHERE t.thread_id = {table}.thread_id) IS NULL"
 
 
 def _plain(row: dict[str, Any], *json_columns: str) -> dict[str, Any]:
@@ -429,6 +484,10 @@ def _run(row: dict[str, Any]) -> Run:
         **_plain(row, "input", "output", "error", "metadata"),
         usage=None if usage["input_tokens"] is None else UsageSum(**usage),
     )
+
+
+def _approval(row: dict[str, Any]) -> Approval:
+    return Approval(**_plain(row, "input", "schema", "value"))
 
 
 def _action(row: dict[str, Any], *, private: bool) -> Action:

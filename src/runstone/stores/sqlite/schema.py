@@ -207,11 +207,20 @@ _ATTEMPTS = Migration(
         )
         """,
         "CREATE INDEX approvals_of_user ON approvals (user_id, created_at, approval_id)",
+        "CREATE INDEX approvals_of_user_by_status ON approvals (user_id, status, created_at, approval_id)",
         "CREATE INDEX approvals_of_thread ON approvals (thread_id, seq)",
         "CREATE INDEX approvals_of_run ON approvals (run_id)",
         "CREATE INDEX approvals_open ON approvals (expires_at) WHERE status = 'open'",
         "CREATE INDEX steps_of_thread ON steps (thread_id)",
         "ALTER TABLE threads ADD COLUMN activity_pos INTEGER NOT NULL DEFAULT 0",
+        """
+        UPDATE threads SET activity_pos = (
+            SELECT max(pos) FROM events WHERE events.thread_no = threads.thread_no AND type IN (
+                'thread_created', 'thread_updated', 'thread_deleted', 'user_message', 'run_queued', 'agent_started',
+                'message_completed', 'cancel_requested', 'agent_completed', 'agent_failed', 'agent_cancelled'
+            )
+        )
+        """,
         "CREATE INDEX threads_changed ON threads (user_id, activity_pos)",
         "ALTER TABLE runs ADD COLUMN lost INTEGER NOT NULL DEFAULT 0",
         "CREATE INDEX runs_of_root ON runs (root_run_id) WHERE ended_at IS NULL",
