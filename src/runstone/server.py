@@ -74,6 +74,11 @@ class System:
             await self.log.stop()
             raise
 
+    async def drain(self) -> None:
+        """Before a stop: runs may end by themselves for a while; streams still show them."""
+        self.gateway.drain()
+        await self.worker.drain()
+
     async def stop(self) -> None:
         """Streams are told first, then runs are let go of, then the log commits what was said. Safe twice."""
         await self.gateway.close()
@@ -188,8 +193,8 @@ async def _serve(system: System, config: Config, ready: Callable[[str, int], Non
         before_shutdown=system.gateway.close,
         signals=False,
     )
-    signals.stop_with(server.stop)
     tasks = Tasks("serve")
+    signals.stop_with(_Stopping(system, server, tasks).stop)
     tasks.run(_stop_on_failure(system, server), "failure")
     try:
         await server.serve()
@@ -200,6 +205,25 @@ async def _serve(system: System, config: Config, ready: Callable[[str, int], Non
         await tasks.stop()
     if system.log.failure is not None:
         raise system.log.failure
+
+
+class _Stopping:
+    """The first request drains, then stops the server; the second cuts the grace short; later ones hurry."""
+
+    def __init__(self, system: System, server: Server, tasks: Tasks) -> None:
+        self._system = system
+        self._server = server
+        self._tasks = tasks
+        self._draining: asyncio.Task[None] | None = None
+
+    def stop(self) -> None:
+        if self._draining is None:
+            self._draining = self._tasks.start(self._system.drain(), "drain")
+            self._draining.add_done_callback(lambda _done: self._server.stop())
+        elif not self._draining.done():
+            self._draining.cancel()
+        else:
+            self._server.stop()
 
 
 async def _stop_on_failure(system: System, server: Server) -> None:

@@ -33,6 +33,7 @@ def test_every_error_can_be_told_as_a_problem(kind: type[RunstoneError]) -> None
     made = {
         "cursor_gone": lambda: errors.CursorGone("gone", first=7),
         "tool_error": lambda: errors.ToolError("ValueError", "gone"),
+        "run_failed": lambda: errors.RunFailed("run_1", "failed", "ValueError", "gone"),
     }.get(kind.code, lambda: kind("gone"))()
     problem = made.problem()
     assert problem["detail"] == str(made) == "gone"

@@ -20,13 +20,22 @@ def blocks_a_thread() -> None:
     time.sleep(3600)
 
 
-@app.agent
+@app.agent(on_crash="fail")
 async def under_way(run: Run) -> None:
     """Leaves a message and an action open."""
     async with run.message() as message:
         await message.think("hm")
         await message.write("half a sen🗿")
         await waits()
+
+
+@app.agent
+async def resumes(run: Run) -> str:
+    """Waits in its first attempt, and returns in its second."""
+    await run.say(f"attempt {run.attempt}")
+    if run.attempt == 1:
+        await asyncio.sleep(3600)
+    return f"attempt {run.attempt}"
 
 
 @app.agent

@@ -140,7 +140,7 @@ async def quick(run: Run) -> str:
 async def breaks_the_store(run: Run) -> None:
     await run.say("so far")
     data = e.ToolCompleted(action_id="act_unknown", status="success", duration_ms=0)
-    await run._outbox.append(run._draft(data))
+    await run._outbox.append(run._attempt.draft(data))
 
 
 @app.agent

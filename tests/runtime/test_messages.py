@@ -353,7 +353,7 @@ async def test_a_stopped_generator_has_cleaned_up_before_its_run_ends(tmp_path: 
 
 
 async def test_a_message_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runstone.runtime.context.MESSAGE_BYTES_MAX", 100_000)
+    monkeypatch.setattr("runstone.runtime.message.MESSAGE_BYTES_MAX", 100_000)
     async with running(app, tmp_path) as place:
         run = await place.finished("speaks", ["é" * 30_000, "é" * 30_000])
         assert run.error is not None

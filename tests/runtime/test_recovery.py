@@ -1,4 +1,4 @@
-"""After a crash the next start ends what was under way, honestly, and takes up what was waiting."""
+"""After a crash the next start goes on with what was under way, or ends it honestly, and takes up the queue."""
 
 from __future__ import annotations
 
@@ -33,14 +33,18 @@ async def said(run: RunHandle, type: str) -> None:
                 return
 
 
-async def test_a_start_after_a_kill_ends_what_was_under_way_and_starts_what_was_queued(server: ServerProcess) -> None:
+async def test_a_start_after_a_kill_goes_on_with_what_was_under_way_and_starts_what_was_queued(
+    server: ServerProcess,
+) -> None:
     server.start()
     async with Client(server.url) as client:
         lost = await client.start("under_way")
         cancelled = await client.start("ignores")
+        resumed = await client.start("resumes")
         queued = await client.start("quick", thread_id=lost.thread_id)
         await said(lost, "tool_executing")
         await said(cancelled, "message_completed")
+        await said(resumed, "message_completed")
         await cancelled.cancel("enough")
         server.kill()
         server.start()
@@ -54,6 +58,12 @@ async def test_a_start_after_a_kill_ends_what_was_under_way_and_starts_what_was_
         (action,) = await client.actions(run.thread_id, run_id=run.run_id)
         assert action.status == "interrupted"
 
+        run = await resumed.result(timeout_s=30)
+        assert (run.status, run.output, run.attempt) == ("completed", "attempt 2", 2)
+        messages = await client.messages(run.thread_id, run_id=run.run_id, superseded=True)
+        assert [(m.status, m.content) for m in messages] == [("superseded", "attempt 1"), ("completed", "attempt 2")]
+        assert [m.content for m in await client.messages(run.thread_id, run_id=run.run_id)] == ["attempt 2"]
+
         assert (await cancelled.result(timeout_s=30)).status == "cancelled"
         run = await queued.result(timeout_s=30)
         assert (run.status, run.output) == ("completed", "done")
@@ -62,12 +72,14 @@ async def test_a_start_after_a_kill_ends_what_was_under_way_and_starts_what_was_
         assert types.index(("agent_failed", lost.run_id)) < types.index(("agent_started", queued.run_id))
 
 
-async def test_what_a_run_had_said_is_kept_by_a_shutdown(tmp_path: Path) -> None:
+async def test_what_a_run_had_said_is_kept_by_a_shutdown_and_the_next_start_goes_on(tmp_path: Path) -> None:
     @(app := Runstone()).agent
-    async def talks(run: Run) -> None:
+    async def talks(run: Run) -> int:
         async with run.message() as message:
-            await message.write("x" * 1000)
-            await asyncio.sleep(3600)
+            await message.write(str(run.attempt) * 1000)
+            if run.attempt == 1:
+                await asyncio.sleep(3600)
+        return run.attempt
 
     async with running(app, tmp_path) as place:
         handle = await place.start("talks")
@@ -77,10 +89,11 @@ async def test_what_a_run_had_said_is_kept_by_a_shutdown(tmp_path: Path) -> None
             await asyncio.sleep(0)
     async with running(app, tmp_path) as place:
         run = await place.client.run(run_id).result(timeout_s=10)
-        assert run.error is not None
-        assert run.error.type == "WorkerLost"
-        (message,) = await place.client.messages(thread_id)
-        assert (message.content, message.status) == ("x" * 1000, "partial")
+        assert (run.status, run.output) == ("completed", 2)
+        messages = await place.client.messages(thread_id, superseded=True)
+        assert [(m.content, m.status) for m in messages] == [("1" * 1000, "superseded"), ("2" * 1000, "completed")]
+        events = (await place.client.event_page(thread_id, types=["attempt_superseded"])).events
+        assert [event.data["reason"] for event in events] == ["released"]
 
 
 @pytest.mark.parametrize("agent", ["ignores", "in_thread", "under_way"])

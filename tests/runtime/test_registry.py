@@ -57,7 +57,7 @@ async def test_only_the_first_reason_to_stop_counts(tasks) -> None:
     assert not registry.cancel("run_1")
     assert not running.stop("timeout")
     assert running.stop_reason == "cancelled"
-    assert running.stopping.is_set()
+    assert running.attention.is_set()
     assert not registry.cancel("run_2")
 
 
@@ -124,7 +124,7 @@ async def test_many_tasks_use_it_at_once_and_nothing_is_lost_or_stopped_twice(ta
     async def life(run_id: str) -> None:
         task = tasks()
         running = registry.register(run_id, task, 1.0)
-        await running.stopping.wait()
+        await running.attention.wait()
         task.cancel()
         await asyncio.wait({task})
         registry.complete(run_id, 2.0)

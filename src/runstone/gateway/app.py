@@ -59,6 +59,7 @@ class Gateway:
     def __init__(self, log: Log, agents: Agents, breakers: Breakers, config: Config, metrics: Metrics) -> None:
         self._log = log
         self._breakers = breakers
+        self._draining = False
         self._metrics = metrics
         self._gate = Gate(origins=config.origins, hosts=config.hosts)
         self._streams = Streams(metrics, per_user_max=config.sockets_a_user)
@@ -82,6 +83,10 @@ class Gateway:
                 allow_methods=["GET", "POST", "PATCH", "DELETE"],
                 allow_headers=["authorization", "content-type", "idempotency-key", "last-event-id"],
             )
+
+    def drain(self) -> None:
+        """From now on the server is no longer ready for new work, though it still takes it."""
+        self._draining = True
 
     async def close(self, reason: ClosingReason = "restarting") -> None:
         """Says goodbye to every stream; safe twice."""
@@ -143,7 +148,7 @@ class Gateway:
 
     async def _readyz(self) -> Response:
         """Whether the server can take work: ready, degraded (it can, but something that agents need fails) or not."""
-        if self._streams.closing is not None:
+        if self._draining or self._streams.closing is not None:
             return JSONResponse({"status": "stopping", "reasons": ["the server is restarting"]}, 503)
         reasons = [f"{name} is failing; {tried_again(wait_s)}" for name, wait_s in self._breakers.failing().items()]
         return JSONResponse({"status": "degraded" if reasons else "ready", "reasons": reasons})

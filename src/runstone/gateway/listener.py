@@ -43,12 +43,12 @@ CLOSE_TIMEOUT_S = 2.0  # for a client to say goodbye too; its cursor is good wit
 KERNEL_UNSENT_BYTES = 128 * KIB  # in the kernel beyond what is on its way; what others found enough for a full pipe
 PEER_TIMEOUT_MS = 30_000  # for a peer to acknowledge anything; three times the send deadline
 
-# --- the server: the steps of a shutdown add up to its 25 s ---------------------------------------------
+# --- the server: the steps of a shutdown add up to 15 s, and to 25 with the grace of runs before ------------
 BACKLOG = 2048  # connections not yet accepted: everyone who comes back after a restart, at once
-BEFORE_SHUTDOWN_S = 5.0  # telling streams that they close
+BEFORE_SHUTDOWN_S = 3.5  # telling streams that they close
 CONNECTIONS_S = 4.0  # answering what is being answered, and goodbyes
 LAST_TASKS_S = 1.0  # for cancelled requests to end
-LIFESPAN_S = 14.0  # the 10 s grace of runs, then closing the store
+LIFESPAN_S = 6.5  # for agents to end that were told to, then for the store to close
 HURRY_S = 1.0  # for each step, after a second signal
 CLOCK_TICK_S = 1.0  # the resolution of the Date header
 POLL_S = 0.02  # how soon a shutdown notices that the last connection is gone
@@ -481,7 +481,7 @@ class Server:
 
     SIGTERM, SIGINT (in the main thread, unless `signals` is false), `stop`, the cancellation of `serve` and
     the end of the lifespan's task begin the shutdown: no new connections; `before_shutdown`; sockets close
-    with 1012 and answers that have begun finish; the lifespan's shutdown. Each step has its time, 25 s in
+    with 1012 and answers that have begun finish; the lifespan's shutdown. Each step has its time, 15 s in
     all, and `HURRY_S` from the second `stop` or signal on.
     """
 

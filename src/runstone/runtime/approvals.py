@@ -10,7 +10,7 @@ from msgspec import UNSET, Raw
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from runstone import events as e
-from runstone import values
+from runstone import schemas, values
 from runstone.clock import to_rfc3339
 from runstone.errors import ApprovalDenied, Invalid
 from runstone.ids import new_id
@@ -49,10 +49,12 @@ async def ask(attempt: Attempt, prompt: str, schema: Any, *, expires_in_s: float
     """The answer to a question, as a value of the type that `schema` names. Raises ApprovalDenied without one."""
     try:
         adapter = TypeAdapter[Any](schema)
-        shown = values.raw(adapter.json_schema())
+        described = adapter.json_schema()
     except (PydanticUserError, NameError) as error:
         raise Invalid.at("schema", f"must be a type that JSON can be read into: {error}") from None
-    decision = await _decided(attempt, "question", prompt, None, shown, expires_in_s, key)
+    encoded = sized("schema", described, INPUT_BYTES_MAX)
+    schemas.check(values.decode(encoded))
+    decision = await _decided(attempt, "question", prompt, None, encoded, expires_in_s, key)
     if decision.status != "answered":
         raise ApprovalDenied(f"The question was not answered: it is {decision.status}.")
     try:

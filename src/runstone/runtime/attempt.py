@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 
@@ -76,6 +76,11 @@ def gathered(id: str) -> None:
         ids.append(id)
 
 
+def began_here(id: str) -> bool:
+    """Whether everything that contains the calling code contains it, too."""
+    return all(id in ids for ids in _gathering.get())
+
+
 @contextmanager
 def gathering(*, alone: bool = False) -> Iterator[list[str]]:
     """The ids of what is said, done, asked and called in the block; `alone`: and nobody outside gathers them."""
@@ -84,4 +89,5 @@ def gathering(*, alone: bool = False) -> Iterator[list[str]]:
     try:
         yield ids
     finally:
-        _gathering.reset(token)
+        with suppress(ValueError):  # a block that nobody left is closed from elsewhere, by the garbage collector
+            _gathering.reset(token)

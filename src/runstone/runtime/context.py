@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -31,7 +31,7 @@ from runstone.resources import Message as MessageResource
 from runstone.runtime import approvals
 from runstone.runtime.action import Action, acting
 from runstone.runtime.approvals import APPROVAL_S, Decision
-from runstone.runtime.attempt import Attempt, gathered, gathering
+from runstone.runtime.attempt import Attempt, began_here, gathered, gathering
 from runstone.runtime.bounds import bounded, counted, sized
 from runstone.runtime.message import Message
 from runstone.runtime.results import Results
@@ -175,9 +175,9 @@ class Run:
         recorded = self._attempt.replay.step(key)
         if recorded is not None:
             inner = msgspec.json.decode(recorded.inner, type=list[str])
-            self.said = self.said or any(id.startswith("msg_") for id in inner)
             for id in inner:
                 gathered(id)
+            self.said = self.said or await self._was_said(inner)
             return result.decode(bytes(recorded.output))
         with gathering() as inner:
             returned = function(*args, **kwargs)
@@ -285,8 +285,19 @@ class Run:
         return message
 
     async def _continue(self, metadata: dict[str, Json] | None) -> Message:
-        thought, self._thought = self._thought, None
+        thought = self._thought
+        if thought is not None and not began_here(thought.message_id):
+            return await self._begin(metadata)  # it stands or falls with the step; the thought stays outside
+        self._thought = None
         return thought if thought is not None and metadata is None else await self._begin(metadata)
+
+    async def _was_said(self, ids: Iterable[str]) -> bool:
+        """Whether an earlier attempt wrote any message among these; thoughts alone are none."""
+        for id in ids:
+            message = await self._rows.message(self.user, id) if id.startswith("msg_") else None
+            if message is not None and not all(part["type"] == "reasoning" for part in message.parts):
+                return True
+        return False
 
     def _closed(self, message: Message) -> None:
         self._open.remove(message)

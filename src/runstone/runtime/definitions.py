@@ -170,8 +170,15 @@ def define_agent(
         timeout_s=timeout_s,
         provider=None if provider is None else check_name("provider", provider),
         parameters=Parameters(agent_name, function),
-        results=Results.of(function) if kind == "coroutine" else Results(Any),
+        results=_results(function) if kind == "coroutine" else Results(Any),
     )
+
+
+def _results(function: AgentFunction) -> Results:
+    try:
+        return Results.of(function)
+    except BadConfig:
+        return Results(Any)  # who calls it gets plain JSON, as people do
 
 
 class Agents:

@@ -126,6 +126,8 @@ class Tool(Generic[P, R]):
         shown = {name: value for name, value in bound.arguments.items() if name not in self._action_names}
         input = _input(shown)
         earlier = attempt.replay.action(self.name, bytes(input), options.key)
+        if earlier is not None:
+            gathered(earlier.first.action_id)  # also of an interrupted call: a step that copes with it contains it
         if earlier is None:
             self._check_path(attempt)
         elif earlier.last.status != "interrupted":

@@ -58,6 +58,7 @@ class Worker:
         self.id = new_id("wrk")
         self.registry = Registry()
         self.draining = False
+        self._registered = False
         self._log = log
         self._agents = agents
         self._clock = clock
@@ -78,6 +79,7 @@ class Worker:
 
     async def start(self) -> None:
         await self._log.append(beat(self.id, first=True))
+        self._registered = True
         self._log.listen(self._hinted)
         self._watchdog.start()
         self._work.set()
@@ -88,24 +90,34 @@ class Worker:
         self._services.run(every(_SWEEP_S, self._sweep), "sweep")
 
     async def drain(self) -> None:
-        """Claims no more, and gives the runs under way, but for those that wait for people, a time to end."""
+        """Claims no more, gives the runs under way a time to end, and lets go of the rest for the next worker.
+
+        Those that wait for people are not waited for.
+        """
         self.draining = True
+        self._work.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._grace_s):
                 while len(self._runs) > self._waiting:
                     self._work.clear()
                     await self._work.wait()
+        await self._release()
 
     async def stop(self) -> None:
-        """Keeps what the runs have said, and lets go of them for the next worker; safe twice."""
+        """Lets go of the runs; safe twice, and before `start`."""
         self.draining = True
         await self._services.stop()
-        with suppress(StoreFailed):
-            await self._log.append(release_runs(self.id))  # fenced first, then cancelled
-        self.registry.stop_all("released")
+        await self._release()
         await self._runs.wait()
         await self._executor.stop()
         self._watchdog.stop()
+
+    async def _release(self) -> None:
+        if self._registered:
+            self._registered = False
+            with suppress(StoreFailed):
+                await self._log.append(release_runs(self.id))  # fenced first, then cancelled
+        self.registry.stop_all("released")
 
     def _hinted(self, hint: Hint) -> None:
         if hint.about == "cancel":
@@ -157,6 +169,8 @@ class Worker:
 
     async def _beat(self) -> None:
         """Shows that this worker lives, and looks for those that no longer do."""
+        if not self._registered:
+            return  # it has taken its leave
         try:
             await self._log.append(beat(self.id))
         except StaleWorker:
