@@ -66,6 +66,16 @@ class ForkedServer:
             raise DiedAtStart
         raise AssertionError(f"the server did not start ({code}):\n{self.log.read_text()[-4000:]}")
 
+    @property
+    def gone(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._pid is not None and not self._zygote.alive(self._pid)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal, and does not wait for what comes of it."""
+        assert self._pid is not None, "not started"
+        os.kill(self._pid, number)
+
     def kill(self) -> int:
         """SIGKILL, wherever it is; returns the exit code. Safe on a server that is gone."""
         if self._pid is None:

@@ -38,6 +38,8 @@ class Replay:
             if call is not None:
                 calls[action.action_id] = call
                 call.last = action
+            elif action.retry_of in inside:
+                inside.add(action.action_id)
             elif action.action_id not in inside:
                 call = calls[action.action_id] = Recorded(action, action)
                 self._actions.add(action.tool, bytes(action.input), action.key, call)
@@ -98,7 +100,7 @@ def _question(kind: str, prompt: str, of_tool: bool) -> str:
     return f"{'tool' if of_tool else kind} {values.mend(prompt)}"
 
 
-def _inside(record: Record) -> frozenset[str]:
+def _inside(record: Record) -> set[str]:
     lists = [step.inner for step in record.steps]
     lists += [action.inner for action in record.actions if action.inner is not None]
-    return frozenset(id for ids in lists for id in msgspec.json.decode(ids, type=list[str]))
+    return {id for ids in lists for id in msgspec.json.decode(ids, type=list[str])}

@@ -166,7 +166,6 @@ class Tool(Generic[P, R]):
     def _recorded(self, earlier: Recorded) -> Any:
         """What the call gave in an earlier attempt."""
         action = earlier.last
-        gathered(action.action_id)
         if action.status == "success" and action.output is not None:
             return self._results.decode(bytes(action.output))
         raise _error(action.error)
