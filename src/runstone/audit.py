@@ -106,7 +106,7 @@ class Audit(Protocol):
     def state_keys(self, thread: AuditedThread) -> list[str]: ...
 
     def unexplained(self, table: Table, thread: AuditedThread) -> Iterator[tuple[str, int]]:
-        """Rows of runs, messages or actions that no event has made: the id and the seq at which it should be."""
+        """Rows that no event has made, of any table but threads and state: the id and the seq at which it should be."""
         ...
 
     def snapshot(self) -> AbstractContextManager[None]:

@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]  # what is being checked, how much of
 EVENTS_A_READ = 2_000  # about 20 ms, for which a writer in delete mode may have to wait
 PLACES_A_READ = 10_000
 _THREADS_A_READ = 500
-_ROWS_WITH_IDS: tuple[Table, ...] = ("runs", "messages", "actions")
+_ROWS_WITH_IDS: tuple[Table, ...] = ("runs", "messages", "actions", "approvals", "steps")
 
 
 class Checked(msgspec.Struct):
@@ -38,8 +38,12 @@ class Checked(msgspec.Struct):
     threads: int = 0
     runs_ended: int = 0
     runs_unfinished: int = 0
+    children: int = 0
+    attempts: int = 0
     messages: int = 0
     actions: int = 0
+    approvals: int = 0
+    steps: int = 0
     state: int = 0
     findings: int = 0
 
@@ -157,6 +161,7 @@ class _Verification:
             if at_head:
                 self._fold(fold, page)
                 self._compare(thread, fold.rest())
+                self._find(*fold.take()[0])
                 rows = self._store.counts(thread), self._store.state_keys(thread)
         if not at_head:
             self._fold(fold, page)
@@ -177,8 +182,12 @@ class _Verification:
         checked, made = self._checked, fold.made
         checked.runs_ended += fold.ended_runs
         checked.runs_unfinished += fold.unfinished_runs
+        checked.children += fold.children
+        checked.attempts += fold.attempts
         checked.messages += made["messages"]
         checked.actions += made["actions"]
+        checked.approvals += made["approvals"]
+        checked.steps += made["steps"]
         checked.state += made["state"]
 
     # --- rows ---------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -16,12 +16,23 @@ Check = Literal[
     "payload",
     "run",
     "attempt",
+    "superseded",
     "message",
     "action",
+    "step",
+    "approval",
     "thread",
     "rows",
 ]
 VALUE_CHARS_MAX = 80  # of a value that a finding quotes
+
+
+class Problem(NamedTuple):
+    """What is wrong with an event; where it is void, it changes nothing: it speaks of what is not there."""
+
+    check: Check
+    detail: str
+    void: bool = False
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from runstone.projection import Change, Column, Table
+from runstone.projection import KEYS, Change, Column, Table
 
 Key = tuple[Table, tuple[str, ...]]
 
@@ -27,14 +27,7 @@ class Rows:
     def __init__(self) -> None:
         self._rows: dict[Key, dict[str, Column]] = {}
         self._unmade: set[Key] = set()  # changed, but made by no event: said once
-        self.made: dict[Table, int] = {
-            "threads": 0,
-            "runs": 0,
-            "messages": 0,
-            "actions": 0,
-            "approvals": 0,
-            "steps": 0,
-        }
+        self.made: dict[Table, int] = dict.fromkeys(KEYS.keys() - {"state"}, 0)  # of state, rows come and go
 
     def apply(self, change: Change) -> str | None:
         """Carries a change out; what is wrong with it, if it cannot be."""
@@ -62,9 +55,9 @@ class Rows:
     def __contains__(self, key: Key) -> bool:
         return key in self._rows
 
-    def take(self, table: Table, key: str) -> dict[str, Column] | None:
+    def take(self, table: Table, key: tuple[str, ...]) -> dict[str, Column] | None:
         """A row that nothing changes any more."""
-        return self._rows.pop((table, (key,)), None)
+        return self._rows.pop((table, key), None)
 
     def all(self) -> Iterator[tuple[Key, dict[str, Column]]]:
         yield from self._rows.items()

@@ -76,9 +76,26 @@ _UNEXPLAINED: dict[Table, str] = {
         where="= r.seq AND type = 'tool_executing' " + _NAMED.format(id="action_id"),
         limit=_UNEXPLAINED_ROWS,
     ),
+    "approvals": _MADE_BY.format(
+        table="approvals",
+        id="approval_id",
+        seq="seq",
+        order="rowid",
+        where="= r.seq AND type = 'approval_requested' " + _NAMED.format(id="approval_id"),
+        limit=_UNEXPLAINED_ROWS,
+    ),
+    "steps": _MADE_BY.format(
+        table="steps",
+        id="key",
+        seq="seq",
+        order="run_id || '/' || key",
+        where="= r.seq AND type = 'step_completed' AND events.run_no = (SELECT run_no FROM runs "
+        "WHERE runs.run_id = r.run_id) " + _NAMED.format(id="key"),
+        limit=_UNEXPLAINED_ROWS,
+    ),
 }
-_COUNTED: tuple[Table, ...] = ("runs", "messages", "actions", "state")
-_REFERRING = ("runs", "messages", "actions", "state", "keys")  # of events too, but those are looked up one by one
+_COUNTED: tuple[Table, ...] = ("runs", "messages", "actions", "approvals", "steps", "state")
+_REFERRING = (*_COUNTED, "keys")  # of events too, but those are looked up one by one
 
 
 class SqliteAudit:
@@ -220,7 +237,7 @@ class SqliteAudit:
         return [row[0] for row in self._all("SELECT key FROM state WHERE thread_id = ?", (thread.thread_id,))]
 
     def unexplained(self, table: Table, thread: AuditedThread) -> Iterator[tuple[str, int]]:
-        after = -1
+        after: int | str = -1  # below any text, too
         while rows := self._all(_UNEXPLAINED[table], (thread.thread_no, thread.thread_id, after)):
             for key, seq, after, made in rows:  # noqa: B007 - the last one is where the next page begins
                 if not made:
