@@ -28,6 +28,7 @@ PROTOCOL = (ROOT / "PROTOCOL.md").read_text()
 # Reads of the runtime itself: what they return reaches no user.
 RUNTIME_READS = {"run_row", "to_stop", "statuses", "record", "resolved", "beats"}
 NOT_READS = {"close"}
+OWNERS = {"user_id", "user_ids", "thread", "threads"}
 
 
 def public(kind: type) -> dict[str, inspect.Signature]:
@@ -59,6 +60,7 @@ async def test_every_statement_of_a_read_for_a_user_binds_that_user(tmp_path: Pa
     thread = run.thread
     sample: dict[str, Any] = {
         "user_id": "alice",
+        "user_ids": ["alice"],
         "thread": thread,
         "threads": [thread],
         "thread_id": run.thread_id,
@@ -67,6 +69,7 @@ async def test_every_statement_of_a_read_for_a_user_binds_that_user(tmp_path: Pa
         "approval_id": "apr_1",
         "query": ListQuery(limit=10, descending=False, thread_id=run.thread_id, run_id=run.run_id, children=True),
         "after": 0,
+        "deleted_after": 0,
         "before": 9,
         "limit": 10,
         "bytes_max": 1 << 20,
@@ -86,9 +89,9 @@ async def test_every_statement_of_a_read_for_a_user_binds_that_user(tmp_path: Pa
     for name, signature in public(Reader).items():
         parameters = list(signature.parameters)[1:]
         if name in RUNTIME_READS | NOT_READS:
-            assert not {"user_id", "thread", "threads"} & set(parameters)
+            assert not OWNERS & set(parameters)
             continue
-        assert {"user_id", "thread", "threads"} & set(parameters), f"Reader.{name} takes no owner"
+        assert OWNERS & set(parameters), f"Reader.{name} takes no owner"
         statements.clear()
         found = getattr(reader, name)(**{parameter: sample[parameter] for parameter in parameters})
         assert statements, f"Reader.{name} read nothing"
@@ -97,7 +100,7 @@ async def test_every_statement_of_a_read_for_a_user_binds_that_user(tmp_path: Pa
             assert "alice" in (bindings or ()), f"Reader.{name}: {sql}"
             assert "user_id" in sql
         checked.add(name)
-        foreign = dict(sample, user_id="bob", thread=ThreadRef(run.thread_id, "bob"))
+        foreign = dict(sample, user_id="bob", user_ids=["bob"], thread=ThreadRef(run.thread_id, "bob"))
         foreign["threads"] = [foreign["thread"]]
         try:
             answer = getattr(reader, name)(**{parameter: foreign[parameter] for parameter in parameters})

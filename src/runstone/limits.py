@@ -35,6 +35,9 @@ PAGE_BYTES_MAX = 1 * MIB
 LIST_BYTES_MAX = 4 * MIB  # of a list of resources with large contents
 PREVIEW_CHARS_MAX = 200  # of a thread's last message
 
+FEED_ROWS_MAX = 100  # threads read at once for a feed: each is some look-ups, together a few milliseconds
+FEED_PAUSE_S = 0.1  # between two reads of a feed: what changes a thousand times a second is shown ten times
+
 # --- the log ------------------------------------------------------------------------------------------
 RUN_BUFFER_BYTES_MAX = 256 * KIB  # said by a run and not yet committed; beyond it the agent waits
 PROCESS_BUFFER_BYTES_MAX = 64 * MIB

@@ -49,6 +49,9 @@ ACTIVITY = frozenset(
     }
 )
 
+# Events after which a thread is another one in its owner's feed.
+FEED = ACTIVITY | {"thread_deleted"}
+
 
 class Change(msgspec.Struct, frozen=True):
     """One row to insert, update or delete; `add` adds to numbers, null counting as 0."""

@@ -13,10 +13,11 @@ import msgspec
 from runstone import values
 from runstone.errors import BadJson, GenerationChanged, Invalid, Limited, NotFound, RunstoneError, TooLarge
 from runstone.events import TYPES, Event
+from runstone.feed import Feed, pos_of
 from runstone.limits import CLIENT_FRAME_BYTES_MAX, FRAME_BYTES_SOFT, KEY_CHARS_MAX, SUBSCRIPTIONS_MAX
 from runstone.states import TERMINAL_EVENTS
 from runstone.values import Json
-from runstone.views import Page
+from runstone.views import FeedPage, Page
 
 SUBPROTOCOL = "runstone.v1"
 
@@ -99,11 +100,16 @@ class Unsubscribe(msgspec.Struct, frozen=True):
     thread_id: str
 
 
+class FollowFeed(msgspec.Struct, frozen=True):
+    id: RequestId
+    after: int | None  # a pos; null: from the beginning
+
+
 class Close(msgspec.Struct, frozen=True):
     code: int
 
 
-Step: TypeAlias = "Send | Subscribe | Unsubscribe | Close"
+Step: TypeAlias = "Send | Subscribe | Unsubscribe | FollowFeed | Close"
 
 
 Frames: TypeAlias = Callable[[str, Sequence[Event]], Sequence[bytes]]  # `events_frames`, or one that remembers
@@ -112,13 +118,14 @@ Frames: TypeAlias = Callable[[str, Sequence[Event]], Sequence[bytes]]  # `events
 class Session:
     """The conversation on one socket."""
 
-    __slots__ = ("_frames", "_generation", "_heartbeat_s", "_subscriptions", "_user_id")
+    __slots__ = ("_feed", "_frames", "_generation", "_heartbeat_s", "_subscriptions", "_user_id")
 
     def __init__(self, *, user_id: str, generation: str, heartbeat_s: float, frames: Frames | None = None) -> None:
         self._user_id = user_id
         self._generation = generation
         self._heartbeat_s = heartbeat_s
         self._subscriptions: dict[str, Subscription] = {}
+        self._feed: Feed | None = None
         self._frames = frames or events_frames
 
     def __len__(self) -> int:
@@ -151,6 +158,9 @@ class Session:
             step = Unsubscribe(_id(frame), _text(frame, "thread_id"))
             self._subscriptions.pop(step.thread_id, None)
             return [step]
+        if op == "feed":
+            after = frame.get("after")
+            return [FollowFeed(_id(frame), None if after is None else pos_of(after, self._generation))]
         raise Invalid("There is no such op.", [{"path": "op", "detail": f"unknown: {op[:100]}"}], remedy=_OPS)
 
     def _subscribe(self, frame: dict[str, Json]) -> Subscribe:
@@ -175,6 +185,18 @@ class Session:
 
     def unsubscribed(self, step: Unsubscribe) -> bytes:
         return _frame("ok", id=step.id)
+
+    def feeding(self, step: FollowFeed, feed: Feed) -> bytes:
+        """The answer to a feed that was begun; from here on only its threads come."""
+        self._feed = feed
+        return _frame("ok", id=step.id)
+
+    def changed(self, page: FeedPage) -> list[bytes]:
+        """The frames that a page of changed threads becomes."""
+        assert self._feed is not None, "begun before anything is read"
+        shown, caught_up = self._feed.take(page)
+        frames = [thread.frame() for thread in shown]
+        return frames if caught_up is None else [*frames, _frame("caught_up", cursor=caught_up)]
 
     def deliver(self, thread_id: str, page: Page) -> tuple[Sequence[bytes], int]:
         """The frames that a page becomes, and how many events are in them."""
@@ -236,7 +258,7 @@ def types_of(value: object) -> frozenset[str]:
     return frozenset(value)
 
 
-_OPS = "The ops are subscribe, unsubscribe and ping."
+_OPS = "The ops are subscribe, unsubscribe, feed and ping."
 
 
 class _TooMany(Limited):

@@ -294,6 +294,10 @@ class Store(Protocol):
         """The newest seq of each thread; 0 where there is none."""
         ...
 
+    async def feed_heads(self, user_ids: Sequence[str]) -> list[int]:
+        """The pos of the newest change of each user's threads; 0 where there is none. It never falls."""
+        ...
+
     async def run_row(self, run_id: str) -> RunRow | None:
         """A run as the runtime needs it."""
         ...

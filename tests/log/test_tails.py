@@ -172,7 +172,7 @@ async def test_hints_follow_from_events(tmp_path: Path) -> None:
     broker = Recording()
     async with opened(tmp_path, broker) as place:
         row, box = await place.run()
-        assert [hint.about for hint in broker.hints] == ["events", "work", "events"]
+        assert [hint.about for hint in broker.hints] == ["events", "work", "feed", "events", "feed"]
         broker.hints.clear()
         await box.append(draft(row, custom()), draft(row, custom()))
         await place.log.append(c.cancel_run("alice", row.run_id, None))
@@ -182,8 +182,10 @@ async def test_hints_follow_from_events(tmp_path: Path) -> None:
             ("events", row.thread_id, 5),
             ("events", row.thread_id, 6),
             ("cancel", row.run_id, 0),
+            ("feed", "alice", 0),
             ("events", row.thread_id, 7),
             ("ended", row.run_id, 0),
+            ("feed", "alice", 0),
         ]
 
 

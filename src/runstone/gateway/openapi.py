@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
 
 from runstone.gateway import bodies
 from runstone.limits import KEY_CHARS_MAX
@@ -83,7 +84,7 @@ def accepted(model: type[Resource], body: type[bodies.Body], before: str) -> dic
     return _taking(body) | {"status_code": 202, "response_model": model, "responses": _or_200(model, before)}
 
 
-def listing(plural: str, item: type[Resource], *, head: bool = False) -> dict[str, Any]:
+def listing(plural: str, item: type[Resource], *, head: bool = False, feed: bool = False) -> dict[str, Any]:
     """A route that answers a page of resources."""
     properties: dict[str, Any] = {
         plural: {"type": "array", "items": {"$ref": _REFERENCE.format(model=item.__name__)}},
@@ -91,7 +92,10 @@ def listing(plural: str, item: type[Resource], *, head: bool = False) -> dict[st
     }
     if head:
         properties["head"] = {"type": "integer"}
-    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    schema = {"type": "object", "required": list(properties), "properties": properties}
+    if feed:
+        said = "of the first page: the feed's cursor of the moment it was read at"
+        properties["feed"] = {"type": "string", "description": said}
     page = {"description": "One page", "content": {"application/json": {"schema": schema}}}
     return {"response_model": None, "responses": {200: page}}
 
@@ -107,6 +111,21 @@ def page_or_stream(model: type[Resource], *, ends: bool) -> dict[str, Any]:
     if ends:
         responses[204] = {"description": "Of a stream: the run has ended, and nothing is left after the cursor"}
     return {"response_model": model, "responses": responses, "openapi_extra": {"parameters": [_LAST_EVENT_ID]}}
+
+
+def stream_of_feed() -> dict[str, Any]:
+    """The route that answers a stream of threads."""
+    last = _LAST_EVENT_ID | {
+        "description": "the cursor to go on after; wins over `after`",
+        "schema": {"type": "string"},
+    }
+    content = {"text/event-stream": {"schema": {"type": "string"}}}
+    return {
+        "response_class": Response,
+        "response_model": None,
+        "responses": {200: {"description": "A stream", "content": content}},
+        "openapi_extra": {"parameters": [last]},
+    }
 
 
 def _taking(body: type[bodies.Body]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,10 +17,12 @@ from runstone import commands, values
 from runstone.commands import ImportedMessage, Key, Made, NewRun, NewThread
 from runstone.errors import CursorAhead, GenerationChanged, Invalid, NotFound
 from runstone.events import Event
+from runstone.feed import cursor_at, pos_of
 from runstone.gateway import bodies
 from runstone.gateway.bodies import CancelBody, NewRunAnywhereBody, NewRunBody, NewThreadBody, UpdateThreadBody
+from runstone.gateway.feed import FeedStream
 from runstone.gateway.gate import USER_KEY
-from runstone.gateway.openapi import accepted, answer, listing, made, page_or_stream
+from runstone.gateway.openapi import accepted, answer, listing, made, page_or_stream, stream_of_feed
 from runstone.gateway.sse import EventStream, Streaming
 from runstone.limits import PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX, WAIT_S_MAX
 from runstone.protocol import CURSOR_MAX, Filter, cursor_of, types_of
@@ -75,7 +77,7 @@ class Routes:
         before = "started before with this key"
         table: tuple[tuple[str, str, Callable[..., Any], dict[str, Any]], ...] = (
             ("GET", "/agents", self.list_agents, answer(AgentListing)),
-            ("GET", threads, self.list_threads, listing("threads", Thread)),
+            ("GET", threads, self.list_threads, listing("threads", Thread, feed=True)),
             ("POST", threads, self.create_thread, made(Thread, NewThreadBody, "made before with this key")),
             ("GET", thread, self.get_thread, answer(Thread)),
             ("PATCH", thread, self.update_thread, answer(Thread, UpdateThreadBody)),
@@ -89,6 +91,7 @@ class Routes:
             ("GET", f"{thread}/actions", self.list_actions, listing("actions", Action, head=True)),
             ("GET", f"{thread}/state", self.get_state, answer(StateBody)),
             ("GET", f"{thread}/events", self.thread_events, page_or_stream(EventPage, ends=False)),
+            ("GET", "/feed", self.feed, stream_of_feed()),
             ("GET", f"{run}/events", self.run_events, page_or_stream(EventPage, ends=True)),
         )
         router = APIRouter(prefix="/v1")
@@ -122,7 +125,9 @@ class Routes:
         self, request: Request, limit: Limit = PAGE_ROWS_DEFAULT, cursor: Cursor = None, order: Order = None
     ) -> Response:
         query = ListQuery(limit=limit, cursor=cursor, descending=order != "asc")
-        return _listing("threads", await self._rows.threads(_user(request), query))
+        page = await self._rows.threads(_user(request), query)
+        more = {} if page.feed_head is None else {"feed": cursor_at(self._log.generation, page.feed_head)}
+        return _listing("threads", page, more)
 
     async def get_thread(self, request: Request, thread_id: str) -> Response:
         return _resource(await self._thread(_user(request), thread_id))
@@ -144,6 +149,19 @@ class Routes:
         """Ends the thread's unfinished runs at once, then the thread."""
         await self._log.append(commands.delete_thread(_user(request), thread_id))
         return Response(status_code=204)
+
+    async def feed(
+        self,
+        request: Request,
+        after: Annotated[str | None, Query(description="a cursor of the feed; default: from the beginning")] = None,
+    ) -> Response:
+        """A live stream of the user's threads as they change, with `Accept: text/event-stream`."""
+        if not _wants_stream(request):
+            raise Invalid.at("Accept", "must be text/event-stream: the feed is a stream")
+        last = request.headers.get("last-event-id")
+        cursor, where = (last, "Last-Event-ID") if last else (after, "after")
+        pos = None if cursor is None else pos_of(cursor, self._log.generation, where)
+        return FeedStream(self._shared, _user(request), after=pos)
 
     # --- runs -------------------------------------------------------------------------------------------------
 
@@ -430,7 +448,7 @@ class _Asked(msgspec.Struct, frozen=True):
         types: str | None,
         generation: str | None,
     ) -> _Asked:
-        live = "text/event-stream" in request.headers.get("accept", "")
+        live = _wants_stream(request)
         if before is not None and (after is not None or live):
             raise Invalid.at("before", "goes with neither after nor a stream")
         last = request.headers.get("last-event-id") if live else None
@@ -447,6 +465,10 @@ def _user(request: Request) -> str:
     return user_id
 
 
+def _wants_stream(request: Request) -> bool:
+    return "text/event-stream" in request.headers.get("accept", "")
+
+
 def _sibling(request: Request, name: str) -> str:
     return request.url.path.rsplit("/", 1)[0] + "/" + name
 
@@ -460,11 +482,11 @@ def _resource(resource: Resource, status: int = 200) -> Response:
     return Response(resource.model_dump_json(exclude=exclude), status, media_type="application/json")
 
 
-def _listing(plural: str, page: Listing[Any]) -> Response:
+def _listing(plural: str, page: Listing[Any], more: Mapping[str, values.Json] | None = None) -> Response:
     items = ",".join(
         item.model_dump_json(exclude={"interrupted"} if isinstance(item, Run) else None) for item in page.items
     )
-    rest: dict[str, values.Json] = {"next_cursor": page.next_cursor}
+    rest: dict[str, values.Json] = {"next_cursor": page.next_cursor, **(more or {})}
     if page.head is not None:
         rest["head"] = page.head
     tail = values.encode(rest)[1:].decode()

@@ -1,10 +1,12 @@
-"""A thread's or a run's events as Server-Sent Events: the spec is PROTOCOL.md, section 4."""
+"""Server-Sent Events, and a thread's or a run's events as such: the spec is PROTOCOL.md, section 4."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 from starlette.responses import Response
@@ -42,27 +44,44 @@ class Streaming(msgspec.Struct, frozen=True):
     frames: RecentFrames
 
 
-class EventStream(Response):
+class Following(Protocol):
+    """A place in something that grows."""
+
+    @property
+    def behind(self) -> bool: ...
+
+
+T = TypeVar("T", bound=Following)
+
+
+class LiveStream(Response, Generic[T]):
     """The response that never hurries: it keeps a cursor, and sends what is beyond it as fast as it is read."""
 
-    def __init__(
-        self, shared: Streaming, thread: ThreadRef, wanted: Filter, *, after: int, until_run: str | None
-    ) -> None:
+    def __init__(self, shared: Streaming, user_id: str) -> None:
         super().__init__()
         self._shared = shared
-        self._thread = thread
-        self._wanted = wanted
-        self._after = after
-        self._until_run = until_run
+        self._user_id = user_id
+
+    @abstractmethod
+    def follow(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[T]:
+        """The place that the stream begins at."""
+
+    @abstractmethod
+    async def begin(self, tail: T, out: Out) -> None:
+        """Shows nothing yet, which may be all there is."""
+
+    @abstractmethod
+    async def go_on(self, tail: T, out: Out) -> bool:
+        """Reads and shows the next page; whether the stream has ended with it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         shared, wake = self._shared, asyncio.Event()
-        with shared.streams.opened(self._thread.user_id, "sse", wake.set):
-            async with shared.log.tail(self._thread, after=self._after, wake=wake.set) as tail:
+        with shared.streams.opened(self._user_id, "sse", wake.set):
+            async with self.follow(wake.set) as tail:
                 gone = shared.tasks.start(_until_gone(receive, wake), "sse")
                 try:
                     await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-                    out = _Out(send, connection_of(scope), shared)
+                    out = Out(send, connection_of(scope), shared)
                     await self._stream(tail, wake, gone, out)
                     await out.end()
                 except (OSError, TimeoutError):  # the client is gone, or reads nothing; its cursor is still good
@@ -70,38 +89,58 @@ class EventStream(Response):
                 finally:
                     gone.cancel()
 
-    async def _stream(self, tail: Tail, wake: asyncio.Event, gone: asyncio.Task[None], out: _Out) -> None:
-        shared = self._shared
-        subscription = Subscription(self._wanted, after=self._after, head=tail.head)
-        page = Page((), self._after)  # nothing yet, which may be all there is
+    async def _stream(self, tail: T, wake: asyncio.Event, gone: asyncio.Task[None], out: Out) -> None:
+        heartbeat_s = self._shared.heartbeat_s
+        await self.begin(tail, out)
         while True:
             wake.clear()
-            while True:
-                ended = self._ended(page)
-                events, caught_up = subscription.take(page, final=ended)
-                await out.events(events, caught_up)
-                if ended:
-                    return None
-                await out.sign_of_life(shared.heartbeat_s)
-                if any(event.type == "thread_deleted" for event in page.events):
-                    return await out.control("closing", reason="deleted")
-                if not tail.behind or self._must_close() or gone.done():
-                    break
+            while tail.behind and self._must_close() is None and not gone.done():
                 try:
-                    page = await tail.read()
+                    if await self.go_on(tail, out):
+                        return None
                 except StoreFailed:
                     return await out.control("closing", reason="store_failed")
+                await out.sign_of_life(heartbeat_s)
             if gone.done():
                 return None
             if (reason := self._must_close()) is not None:
                 return await out.control("closing", reason=reason)
-            page = Page((), tail.cursor)
+            await out.sign_of_life(heartbeat_s)
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(shared.heartbeat_s - out.silence_s, 0)):
+                async with asyncio.timeout(max(heartbeat_s - out.silence_s, 0)):
                     await wake.wait()
 
     def _must_close(self) -> str | None:
         return "store_failed" if self._shared.log.failure is not None else self._shared.streams.closing
+
+
+class EventStream(LiveStream[Tail]):
+    """The events of a thread, or of a run up to its end."""
+
+    def __init__(
+        self, shared: Streaming, thread: ThreadRef, wanted: Filter, *, after: int, until_run: str | None
+    ) -> None:
+        super().__init__(shared, thread.user_id)
+        self._thread = thread
+        self._wanted = wanted
+        self._after = after
+        self._until_run = until_run
+
+    def follow(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[Tail]:
+        return self._shared.log.tail(self._thread, after=self._after, wake=wake)
+
+    async def begin(self, tail: Tail, out: Out) -> None:
+        self._subscription = Subscription(self._wanted, after=self._after, head=tail.head)
+        await out.events(*self._subscription.take(Page((), self._after)))
+
+    async def go_on(self, tail: Tail, out: Out) -> bool:
+        page = await tail.read()
+        ended = self._ended(page)
+        await out.events(*self._subscription.take(page, final=ended))
+        if any(event.type == "thread_deleted" for event in page.events) and not ended:
+            await out.control("closing", reason="deleted")
+            return True
+        return ended
 
     def _ended(self, page: Page) -> bool:
         return self._until_run is not None and any(
@@ -109,7 +148,7 @@ class EventStream(Response):
         )
 
 
-class _Out:
+class Out:
     """The way to one client."""
 
     def __init__(self, send: Send, connection: Connection | None, shared: Streaming) -> None:

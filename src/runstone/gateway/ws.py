@@ -12,14 +12,15 @@ from starlette.types import Receive, Scope, Send
 
 from runstone import protocol
 from runstone.errors import NotFound, RunstoneError, StoreFailed, UnknownSubprotocol
+from runstone.feed import Feed
 from runstone.gateway.connection import FrameConnection, connection_of, drain_or_abort
 from runstone.gateway.gate import USER_KEY
 from runstone.gateway.problems import problem
 from runstone.gateway.sse import Streaming
 from runstone.limits import FRAME_BYTES_SOFT
-from runstone.log import Tail
-from runstone.protocol import Close, Filter, Session, Subscribe, Subscription, Unsubscribe
-from runstone.views import Page
+from runstone.log import FeedTail, Tail
+from runstone.protocol import Close, Filter, FollowFeed, Session, Subscribe, Subscription, Unsubscribe
+from runstone.views import FeedPage, Page
 
 logger = structlog.get_logger(__name__)
 
@@ -74,6 +75,7 @@ class _Socket:
         "_connection",
         "_delivered",
         "_deliveries",
+        "_feed",
         "_loop",
         "_receive",
         "_sending",
@@ -102,6 +104,7 @@ class _Socket:
             frames=shared.frames.of,
         )
         self._tails: dict[str, Tail] = {}
+        self._feed: FeedTail | None = None
         self._sending = asyncio.Lock()
         self._sent_at = 0.0
         self._loop = asyncio.get_running_loop()
@@ -119,6 +122,7 @@ class _Socket:
                 reading.cancel()
             for thread_id in list(self._tails):
                 self._drop(thread_id)
+            self._drop_feed()
 
     # --- what the client says -----------------------------------------------------------------------------
 
@@ -138,7 +142,7 @@ class _Socket:
         finally:
             self._wake.set()
 
-    async def _carry_out(self, step: protocol.Send | Subscribe | Unsubscribe) -> None:
+    async def _carry_out(self, step: protocol.Send | Subscribe | Unsubscribe | FollowFeed) -> None:
         if isinstance(step, protocol.Send):
             async with self._sending:
                 await self._send(step.frame)
@@ -148,7 +152,10 @@ class _Socket:
                 await self._send(self._session.unsubscribed(step))
         else:
             try:
-                await self._subscribe(step)
+                if isinstance(step, Subscribe):
+                    await self._subscribe(step)
+                else:
+                    await self._follow_feed(step)
             except RunstoneError as error:
                 async with self._sending:
                     await self._send(protocol.error_frame(step.id, error))
@@ -178,6 +185,28 @@ class _Socket:
             self._sending.release()
         self._wake.set()
 
+    async def _follow_feed(self, step: FollowFeed) -> None:
+        log = self._shared.log
+        tail = await log.follow_feed(self._user_id, after=step.after, wake=self._wake.set)
+        try:
+            await self._sending.acquire()
+        except BaseException:
+            log.leave_feed(tail)
+            raise
+        try:
+            self._drop_feed()
+            self._feed = tail
+            await self._send(self._session.feeding(step, Feed(log.generation, head=tail.head)))
+            await self._show_feed(FeedPage((), tail.cursor, tail.head))  # nothing to catch up with: says so
+        finally:
+            self._sending.release()
+        self._wake.set()
+
+    def _drop_feed(self) -> None:
+        if self._feed is not None:
+            self._shared.log.leave_feed(self._feed)
+            self._feed = None
+
     def _drop(self, thread_id: str) -> None:
         tail = self._tails.pop(thread_id, None)
         if tail is not None:
@@ -204,6 +233,10 @@ class _Socket:
                         if tail is not None and tail.behind:
                             await self._deliver(thread_id, tail)
                             behind = behind or tail.behind
+                async with self._sending:
+                    if self._feed is not None and self._feed.behind:
+                        await self._show_feed(await self._feed.read())
+                        behind = behind or self._feed.behind
                 if self._silence_s() >= shared.heartbeat_s:  # also while all that happens is filtered out
                     async with self._sending:
                         await self._send(protocol.pong())
@@ -258,6 +291,10 @@ class _Socket:
         if any(event.type == "thread_deleted" for event in page.events):
             self._drop(thread_id)
             await self._send(self._session.deleted(thread_id))
+
+    async def _show_feed(self, page: FeedPage) -> None:
+        for frame in self._session.changed(page):
+            await self._send(frame)
 
     def _count(self, tail: Tail, count: int) -> None:
         if not count:

@@ -15,16 +15,18 @@ from runstone.clock import Clock
 from runstone.errors import CursorAhead, NotFound, RunstoneError, StoreFailed
 from runstone.events import Event
 from runstone.failpoints import hit
-from runstone.limits import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, PAGE_BYTES_MAX, PAGE_ROWS_MAX
+from runstone.limits import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, FEED_ROWS_MAX, PAGE_BYTES_MAX, PAGE_ROWS_MAX
+from runstone.log.feed import Feeds, FeedTail
 from runstone.log.outbox import Outbox
 from runstone.log.space import Space
 from runstone.log.tail import Tail
 from runstone.log.windows import Windows
 from runstone.metrics import Metrics
+from runstone.projection import FEED
 from runstone.service import Tasks, every
 from runstone.states import TERMINAL_EVENTS
 from runstone.store import Command, Committed, Entry, Record, RecordedApproval, RunRow, Store, ToStop
-from runstone.views import Page, Rows, ThreadRef
+from runstone.views import FeedPage, Page, Rows, ThreadRef
 
 logger = structlog.get_logger(__name__)
 
@@ -50,6 +52,7 @@ class Log:
         self._windows = Windows()
         self._watched: dict[ThreadRef, set[Tail]] = {}
         self._by_id: dict[str, ThreadRef] = {}
+        self._feeds = Feeds(self._read_feed, store.feed_heads)
         self._listeners: list[Callable[[Hint], None]] = []
         self.failure: StoreFailed | None = None
         self.failed = asyncio.Event()
@@ -160,12 +163,17 @@ class Log:
         """From here on the events may be seen."""
         count = 0
         now = self._clock.monotonic()
+        moved: set[str] = set()  # users some of whose threads are others now
         hit("before_hint")
         for thread, events in committed.events.items():
             self._windows.add(thread, events, now)
             self._broker.publish(Hint("events", thread.thread_id, events[-1].seq))
-            self._tell_workers(events)
+            if not FEED.isdisjoint([event.type for event in events]):  # workers, too, are told of these only
+                self._tell_workers(events)
+                moved.add(thread.user_id)
             count += len(events)
+        for user_id in moved:
+            self._broker.publish(Hint("feed", user_id))
         self._metrics.commit_seconds.observe(committed.seconds)
         self._metrics.batch_events.observe(count)
         self._metrics.events_appended.inc(count)
@@ -202,6 +210,7 @@ class Log:
         for tails in self._watched.values():
             for tail in tails:
                 tail.wake()
+        self._feeds.wake()
 
     def _tell(
         self, item: Outbox | tuple[Command, asyncio.Future[Any]] | asyncio.Future[Any], failure: StoreFailed
@@ -302,6 +311,28 @@ class Log:
             if not tails:
                 del self._watched[tail.thread], self._by_id[tail.thread.thread_id]
 
+    @asynccontextmanager
+    async def feed(self, user_id: str, *, after: int | None, wake: Callable[[], None]) -> AsyncIterator[FeedTail]:
+        """Follows the changes of a user's threads while the context is open, see `follow_feed`."""
+        tail = await self.follow_feed(user_id, after=after, wake=wake)
+        try:
+            yield tail
+        finally:
+            self.leave_feed(tail)
+
+    async def follow_feed(self, user_id: str, *, after: int | None, wake: Callable[[], None]) -> FeedTail:
+        """Follows them until `leave_feed`: after a pos, or anew with all threads there are. Raises CursorAhead."""
+        self._check()
+        return await self._feeds.follow(user_id, after=after, wake=wake)
+
+    def leave_feed(self, tail: FeedTail) -> None:
+        """The tail is woken no more; safe twice."""
+        self._feeds.leave(tail)
+
+    async def _read_feed(self, user_id: str, after: int, deleted_after: int) -> FeedPage:
+        self._check()
+        return await self.rows.feed(user_id, after=after, limit=FEED_ROWS_MAX, deleted_after=deleted_after)
+
     def lag_s(self, thread: ThreadRef) -> float | None:
         """Seconds since the thread's newest event was committed here."""
         committed = self._windows.committed_at(thread)
@@ -313,12 +344,15 @@ class Log:
             if thread is not None:
                 for tail in self._watched[thread]:
                     tail.hinted(hint.seq)
+        elif hint.about == "feed":
+            self._feeds.hinted(hint.id)
         else:
             for listener in self._listeners:
                 listener(hint)
 
     async def _poll(self) -> None:
         """Finds what lost hints did not say."""
+        await self._feeds.poll()
         threads = list(self._watched)
         for start in range(0, len(threads), PAGE_ROWS_MAX):
             some = threads[start : start + PAGE_ROWS_MAX]
