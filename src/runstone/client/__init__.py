@@ -1,7 +1,9 @@
 """The Python client: starts runs, follows them through every cut of the network, and reads what is kept."""
 
+from runstone.client.answers import Listed
 from runstone.client.asgi import AsgiTransport
 from runstone.client.client import Client, EventPage, Health
+from runstone.client.feed import FeedItem, FeedStream
 from runstone.client.reducer import ThreadView
 from runstone.client.rules import Retrying
 from runstone.client.runs import RunHandle
@@ -13,7 +15,10 @@ __all__ = [
     "Event",
     "EventPage",
     "EventStream",
+    "FeedItem",
+    "FeedStream",
     "Health",
+    "Listed",
     "Retrying",
     "RunHandle",
     "ThreadView",

@@ -27,11 +27,17 @@ def record(http: Http, kind: type[S], answer: bytes) -> S:
         return msgspec.json.decode(answer, type=kind)
 
 
+class Listed(list[R]):
+    """Resources; of threads also `feed`, the cursor that `Client.feed` goes on after without a gap."""
+
+    feed: str | None = None
+
+
 async def listing(
     http: Http, kind: type[R], plural: str, path: str, params: Params, limit: int | None = None
-) -> list[R]:
+) -> Listed[R]:
     """The first `limit` resources of a list, or all of them; as many requests as it takes."""
-    found: list[R] = []
+    found: Listed[R] = Listed()
     cursor: str | None = None
     while limit is None or len(found) < limit:
         rows = PAGE_ROWS_MAX if limit is None else min(limit - len(found), PAGE_ROWS_MAX)
@@ -40,6 +46,8 @@ async def listing(
         with _understood(http, kind):
             page = msgspec.json.decode(answer, type=dict[str, msgspec.Raw])
             found += pydantic.TypeAdapter(list[kind]).validate_json(bytes(page[plural]))  # type: ignore[valid-type]
+            if "feed" in page:
+                found.feed = msgspec.json.decode(page["feed"], type=str)
             cursor = msgspec.json.decode(page.get("next_cursor", msgspec.Raw(b"null")), type=str | None)
         if cursor is None:
             break

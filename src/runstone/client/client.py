@@ -13,8 +13,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from runstone import values
-from runstone.client.answers import listing, record, resource
+from runstone.client.answers import Listed, listing, record, resource
 from runstone.client.asgi import AsgiApp, AsgiTransport
+from runstone.client.feed import FeedStream
 from runstone.client.http import URL_DEFAULT, Http, Params, Passing, problem
 from runstone.client.runs import RunHandle
 from runstone.client.stream import Event, EventStream
@@ -190,9 +191,16 @@ class Client:
         """Ends its unfinished runs at once. From then on it is `NotFound`, also to a second delete."""
         await self._http.request("DELETE", _thread(thread_id))
 
-    async def threads(self, *, order: Order | None = None, limit: int = PAGE_ROWS_DEFAULT) -> list[Thread]:
-        """The first `limit` threads, newest activity first."""
+    async def threads(self, *, order: Order | None = None, limit: int = PAGE_ROWS_DEFAULT) -> Listed[Thread]:
+        """The first `limit` threads, newest activity first; `feed(after=….feed)` tells what changes from then on."""
         return await listing(self._http, Thread, "threads", "/v1/threads", _params(order=order), limit)
+
+    def feed(self, after: str | None = None) -> FeedStream:
+        """The user's threads, each as it is now and again whenever it changes, also by another device.
+
+        `after` is a cursor: of an earlier item, or of a list of threads. Without one all threads come first.
+        """
+        return FeedStream(self._http, after=after)
 
     # --- what is in a thread
 

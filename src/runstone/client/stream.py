@@ -1,13 +1,14 @@
-"""Follows a log over a network that breaks: every event once and in order, however often it is cut."""
+"""Follows a server over a network that breaks: every event once and in order, however often it is cut."""
 
 from __future__ import annotations
 
 import asyncio
 import random  # noqa: TID251 - the default of an injected parameter
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
 
@@ -123,40 +124,30 @@ class Cursor:
         self.seq = max(self.seq, head)
 
 
-class EventStream(AsyncIterator[Event]):
-    """The events of a thread or a run, as they are committed; iterate over it once.
+T = TypeVar("T")
 
-    It reconnects by itself, for as long as it takes, and goes on where it was. A run's stream ends after the
-    run's terminal event; a thread's goes on until it is closed. Raises what the server refuses (`NotFound`
-    also when the thread is deleted meanwhile), and `RunstoneError` when it keeps breaking the protocol.
+
+class Stream(AsyncIterator[T]):
+    """What a server sends, over as many connections as it takes; iterate over it once.
+
+    It reconnects by itself, for as long as it takes, and goes on where it was. Raises what the server refuses,
+    and `RunstoneError` when it keeps breaking the protocol.
 
     `caught_up` is set once all that there was at the start has been yielded; `connected` tells whether there
     is a connection now. Leave the loop early and it closes itself; `async with` closes it at a known moment.
     """
 
-    def __init__(
-        self,
-        http: Http,
-        path: str,
-        *,
-        after: int,
-        types: Collection[str] | None,
-        run_id: str | None = None,
-        backoff: Backoff | None = None,
-    ) -> None:
+    def __init__(self, http: Http, path: str, *, backoff: Backoff | None = None) -> None:
         self.caught_up = asyncio.Event()
         self.connected = False
         self._when_caught_up: list[Callable[[], None]] = []
         self._http = http
         self._path = path
-        self._types = None if types is None else ",".join(types)
-        self._run_id = run_id
         self._backoff = backoff or Backoff()
-        self._cursor = Cursor(after, contiguous=types is None and run_id is None)
-        self._events = self._follow()
+        self._items = self._follow()
 
-    async def __anext__(self) -> Event:
-        return await anext(self._events)
+    async def __anext__(self) -> T:
+        return await anext(self._items)
 
     async def __aenter__(self) -> Self:
         return self
@@ -167,13 +158,28 @@ class EventStream(AsyncIterator[Event]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        await self._events.aclose()
+        await self._items.aclose()
 
     def when_caught_up(self, callback: Callable[[], None]) -> None:
-        """Has it called at that moment, once, before any later event is yielded; what it raises ends the stream."""
+        """Has it called at that moment, once, before anything later is yielded; what it raises ends the stream."""
         self._when_caught_up.append(callback)
 
-    async def _follow(self) -> AsyncGenerator[Event]:
+    @abstractmethod
+    def _params(self) -> Params:
+        """What asks for all that has not been yielded yet."""
+
+    @abstractmethod
+    def _message(self, frame: Frame) -> T | None:
+        """What a message holds, if it is new; raises `Fault`, and `msgspec.DecodeError`."""
+
+    @abstractmethod
+    def _caught_up(self, data: str) -> None:
+        """Notes what the server says of where it is; raises as `_message` does."""
+
+    def _is_last(self, item: T) -> bool:
+        return False
+
+    async def _follow(self) -> AsyncGenerator[T]:
         faults = 0
         while True:
             retry_after_s = 0.0
@@ -185,11 +191,11 @@ class EventStream(AsyncIterator[Event]):
                     frames = SseParser()
                     async for chunk in response.aiter_bytes():
                         for frame in frames.feed(chunk):
-                            if (event := self._read(frame)) is None:
+                            if (item := self._read(frame)) is None:
                                 continue
                             faults = 0
-                            yield event
-                            if event.type in TERMINAL_EVENTS and event.run_id == self._run_id:
+                            yield item
+                            if self._is_last(item):
                                 return
             except Passing as passing:
                 retry_after_s = passing.retry_after_s
@@ -206,22 +212,16 @@ class EventStream(AsyncIterator[Event]):
                 self.connected = False
             await asyncio.sleep(max(self._backoff.next_s(), retry_after_s))
 
-    def _params(self) -> Params:
-        params: dict[str, str | int] = {"after": self._cursor.seq}
-        return params if self._types is None else params | {"types": self._types}
-
-    def _read(self, frame: Frame) -> Event | None:
-        """The event in a frame, if it holds one that is new."""
+    def _read(self, frame: Frame) -> T | None:
+        """What is new in a frame, if anything."""
         try:
             match frame.event:
                 case "message":
-                    event = Event.decode(frame.data)
-                    if not self._cursor.take(event.seq):
-                        return None
-                    self._backoff.reset()
-                    return event
+                    if (item := self._message(frame)) is not None:
+                        self._backoff.reset()
+                    return item
                 case "caught_up":
-                    self._cursor.reach(msgspec.json.decode(frame.data, type=_CaughtUp).head)
+                    self._caught_up(frame.data)
                     self._backoff.reset()
                     self.caught_up.set()
                     while self._when_caught_up:
@@ -234,3 +234,40 @@ class EventStream(AsyncIterator[Event]):
         except msgspec.DecodeError as error:
             raise Fault(f"A frame {frame.event!r} cannot be read: {error}.") from error
         return None
+
+
+class EventStream(Stream[Event]):
+    """The events of a thread or a run, as they are committed, each once and in order.
+
+    A run's stream ends after the run's terminal event; a thread's goes on until it is closed, and raises
+    `NotFound` when the thread is deleted meanwhile.
+    """
+
+    def __init__(
+        self,
+        http: Http,
+        path: str,
+        *,
+        after: int,
+        types: Collection[str] | None,
+        run_id: str | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        super().__init__(http, path, backoff=backoff)
+        self._types = None if types is None else ",".join(types)
+        self._run_id = run_id
+        self._cursor = Cursor(after, contiguous=types is None and run_id is None)
+
+    def _params(self) -> Params:
+        params: dict[str, str | int] = {"after": self._cursor.seq}
+        return params if self._types is None else params | {"types": self._types}
+
+    def _message(self, frame: Frame) -> Event | None:
+        event = Event.decode(frame.data)
+        return event if self._cursor.take(event.seq) else None
+
+    def _caught_up(self, data: str) -> None:
+        self._cursor.reach(msgspec.json.decode(data, type=_CaughtUp).head)
+
+    def _is_last(self, item: Event) -> bool:
+        return item.type in TERMINAL_EVENTS and item.run_id == self._run_id
