@@ -15,6 +15,7 @@ from tests.stores.promises.claims import Claims
 from tests.stores.promises.commands import Commands
 from tests.stores.promises.content import Content
 from tests.stores.promises.entries import Entries
+from tests.stores.promises.feed import Feeds
 from tests.stores.promises.life import Life
 from tests.stores.promises.lists import Lists
 from tests.stores.promises.order import Order
@@ -23,5 +24,5 @@ from tests.stores.promises.pages import Pages
 from tests.stores.promises.workers import Workers
 
 
-class StoreContract(Order, Entries, Commands, Claims, Workers, Approvals, Pages, Lists, Owners, Content, Life):
+class StoreContract(Order, Entries, Commands, Claims, Workers, Approvals, Pages, Lists, Feeds, Owners, Content, Life):
     """All promises of a store."""

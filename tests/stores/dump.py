@@ -56,7 +56,7 @@ def refold(events: Iterable[EventRow]) -> Tables:
     tables: Tables = {name: {} for name in TABLES}
     folds: dict[str, MessageFold] = {}
     for row in events:
-        for change in changes(_draft(row, folds), Place(row.thread_id, row.user_id, row.seq, row.time)):
+        for change in changes(_draft(row, folds), Place(row.thread_id, row.user_id, row.pos, row.seq, row.time)):
             _apply(tables, change)
     return tables
 
