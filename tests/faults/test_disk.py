@@ -54,7 +54,7 @@ class Scene:
             async with httpx2.AsyncClient(base_url=self.server.url, trust_env=False, timeout=30) as http:
                 live = Live(http, self.server.port)
                 for number in range(RUNS):
-                    run = await live.start("worker", {"tag": f"t{number}x", "words": 20_000, "messages": 1})
+                    run = await live.start("fragile", {"tag": f"t{number}x", "words": 20_000, "messages": 1})
                     self.threads[run["thread_id"]] = [run["run_id"]]
                 await self._watch_until_it_breaks(http, break_disk)
                 code = await asyncio.to_thread(self.server.wait, EXIT_S)

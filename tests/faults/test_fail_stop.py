@@ -63,7 +63,7 @@ class Stage:
         self.refused: list[BaseException] = []
         self.stopped = asyncio.Event()
         self.quiet_again, self.quiet_cancelled = asyncio.Event(), asyncio.Event()
-        self.app.agent(self.writer)
+        self.app.agent(on_crash="fail")(self.writer)
         self.app.agent(self.quiet)
 
     async def quiet(self, run: Run) -> None:

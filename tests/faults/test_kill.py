@@ -11,6 +11,7 @@ from tests.support.dice import dice
 from tests.support.forked import ForkedServer
 from tests.support.history import Violation
 from tests.support.ordeal import Ordeal
+from tests.support.talk import Talk
 from tests.support.zygote import Zygote
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -32,17 +33,18 @@ async def go_through(ordeal: Ordeal, kills: int) -> None:
         ordeal.server.kill()
         print(  # noqa: T201 - pytest shows it when the test fails
             f"{ordeal.kills} kills, {ordeal.aimed} aimed, {ordeal.died_at_start} at start; "
-            f"{ordeal.history.shown} events shown, {ordeal.lost_runs} runs found lost"
+            f"{ordeal.history.shown} events shown, {len(ordeal.taken_up)} attempts after others; "
+            f"died at {dict(ordeal.died)}"
         )
 
 
 async def killed(zygote: Zygote, folder: Path, journal_mode: str, kills: int) -> None:
     server = ForkedServer(zygote, folder, "tests.support.hardy:app", journal_mode)
-    ordeal = Ordeal(server, dice(f"kills in {journal_mode}"))
+    ordeal = Talk(server, dice(f"kills in {journal_mode}"))
     await go_through(ordeal, kills)
     # It was hard enough to mean something: events were on their way, and runs were under way, when it died.
     assert ordeal.history.shown > 10 * kills
-    assert ordeal.lost_runs > kills // 4
+    assert len(ordeal.taken_up) > kills // 4
     assert kills // 5 < ordeal.aimed < kills // 2
 
 
@@ -65,6 +67,6 @@ async def test_killed_a_thousand_times_it_has_everything_that_anyone_saw(
 
 async def test_events_that_are_shown_before_their_commit_are_found_out(zygote: Zygote, tmp_path: Path) -> None:
     server = ForkedServer(zygote, tmp_path, "tests.support.planted:app")
-    ordeal = Ordeal(server, dice("planted"), {"before_commit": (40, 120)})
+    ordeal = Talk(server, dice("planted"), {"before_commit": (40, 120)}, aim_share=1.0)
     with pytest.raises(Violation, match=r"is not in the log|is in the log as|was shown another event"):
         await go_through(ordeal, PLANTED_KILLS_MAX)

@@ -12,13 +12,13 @@ from runstone import Run, Runstone
 app = Runstone()
 
 
-@app.tool
+@app.tool(idempotent=True)
 async def pause(number: int, seconds: float) -> str:
     await asyncio.sleep(seconds)
     return f"done {number}"
 
 
-@app.tool(private=True)
+@app.tool(private=True, idempotent=True)
 async def secret(number: int) -> int:
     return number * number
 
@@ -48,6 +48,12 @@ async def worker(run: Run, tag: str, words: int = 200, messages: int = 2, pause_
         await secret(index)
         await run.emit("progress", {"done": index})
     return words
+
+
+@app.agent(on_crash="fail")
+async def fragile(run: Run, tag: str, words: int, messages: int) -> int:
+    """Does the same, and must not be begun again."""
+    return await worker(run, tag, words, messages)
 
 
 @app.agent

@@ -21,6 +21,7 @@ class Seen(msgspec.Struct, frozen=True):
     seq: int
     type: str
     run_id: str | None
+    attempt: int | None
     data: dict[str, Any]
     wire: bytes
 
@@ -33,11 +34,12 @@ class _Envelope(msgspec.Struct):
     thread_id: str
     data: dict[str, Any]
     run_id: str | None = None
+    attempt: int | None = None
 
 
 def parse(wire: bytes) -> Seen:
     found = msgspec.json.decode(wire, type=_Envelope)
-    return Seen(found.seq, found.type, found.run_id, found.data, wire)
+    return Seen(found.seq, found.type, found.run_id, found.attempt, found.data, wire)
 
 
 class Place:
@@ -91,27 +93,72 @@ class RunHistory:
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
-        self.worker: str | None = None
+        self.queued: dict[str, Any] = {}  # what it was queued with
+        self.attempt = 0
+        self.left: list[str] = []  # what became of each attempt before the newest: lost or released
+        self.worker: str | None = None  # of the newest attempt
         self.end: Seen | None = None
         self.cancelled = False
         self.messages: dict[str, str] = {}  # id: text, as far as it was said
-        self.status: dict[str, str] = {}  # id: completed or partial, for messages that are closed
+        self.status: dict[str, str] = {}  # id: completed, partial or superseded, for messages that are not open
         self.actions: dict[str, str] = {}  # id: pending, success, error or interrupted
+        self.approvals: dict[str, str] = {}  # id: open, or the decision
         self._offsets: dict[tuple[str, int], int] = {}
+        self._superseded_at = 0  # the seq at which the newest attempt was left
+
+    @property
+    def waiting(self) -> bool:
+        return "open" in self.approvals.values()
+
+    def texts(self) -> list[str]:
+        """What it said and still says, in order."""
+        return [text for message_id, text in self.messages.items() if self.status.get(message_id) != "superseded"]
 
     def feed(self, event: Seen) -> None:
         if self.end is not None:
             raise Violation(f"{event.type} follows the end of {self.run_id}:\n{event.wire!r}")
+        if self._superseded_at and event.type != "agent_started":
+            raise Violation(f"{event.type} comes between two attempts of {self.run_id}:\n{event.wire!r}")
+        if event.attempt is not None and event.type != "agent_started" and event.attempt != self.attempt:
+            raise Violation(f"{event.type} of attempt {event.attempt} comes in attempt {self.attempt}:\n{event.wire!r}")
         feed = getattr(self, f"_{event.type}", None)
         if feed is not None:
             feed(event.data)
-        if event.type in TERMINAL_EVENTS:
+        if event.type == "agent_started":
+            self._started(event)
+        elif event.type == "attempt_superseded":
+            self._superseded(event)
+        elif event.type in TERMINAL_EVENTS:
             self._ended(event)
 
-    def _agent_started(self, data: dict[str, Any]) -> None:
-        if self.worker is not None:
-            raise Violation(f"{self.run_id} was started twice")
-        self.worker = data["worker"]
+    def _run_queued(self, data: dict[str, Any]) -> None:
+        if self.queued:
+            raise Violation(f"{self.run_id} was queued twice")
+        self.queued = data
+
+    def _started(self, event: Seen) -> None:
+        """Attempts are 1, 2, 3 …; right before each but the first stands what became of the one before."""
+        if event.attempt != self.attempt + 1:
+            raise Violation(f"attempt {event.attempt} of {self.run_id} follows attempt {self.attempt}")
+        if self._superseded_at != (event.seq - 1 if self.attempt else 0):
+            raise Violation(f"attempt {event.attempt} of {self.run_id} starts beside its attempt_superseded")
+        self.attempt += 1
+        self.worker = event.data["worker"]
+        self._superseded_at = 0
+
+    def _superseded(self, event: Seen) -> None:
+        if event.data["attempt"] != self.attempt:
+            raise Violation(f"{event.data} follows attempt {self.attempt} of {self.run_id}")
+        if pending := [action for action, status in self.actions.items() if status == "pending"]:
+            raise Violation(f"attempt {self.attempt} of {self.run_id} leaves {pending} under way")
+        for message_id in event.data["messages"]:
+            if message_id not in self.messages or self.status.get(message_id) == "superseded":
+                raise Violation(f"{event.data} supersedes what {self.run_id} does not say")
+            self.status[message_id] = "superseded"
+        if still_open := self.messages.keys() - self.status.keys():
+            raise Violation(f"attempt {self.attempt} of {self.run_id} leaves {still_open} open")
+        self.left.append(event.data["reason"])
+        self._superseded_at = event.seq
 
     def _cancel_requested(self, _data: dict[str, Any]) -> None:
         if self.cancelled:
@@ -151,12 +198,22 @@ class RunHistory:
             raise Violation(f"{data['action_id']} ended and was not under way")
         self.actions[data["action_id"]] = "private" if data.get("private") else data["status"]
 
+    def _approval_requested(self, data: dict[str, Any]) -> None:
+        self.approvals[data["approval_id"]] = "open"
+
+    def _approval_resolved(self, data: dict[str, Any]) -> None:
+        if self.approvals.get(data["approval_id"]) != "open":
+            raise Violation(f"{data['approval_id']} was decided and was not open")
+        self.approvals[data["approval_id"]] = data["decision"]
+
     def _ended(self, event: Seen) -> None:
         left = [*(self.messages.keys() - self.status.keys())]
         left += [action for action, status in self.actions.items() if status == "pending"]
+        left += [approval for approval, status in self.approvals.items() if status == "open"]
         if left:
             raise Violation(f"{event.type} of {self.run_id} leaves {left} open")
-        if self.cancelled != (event.type == "agent_cancelled"):
+        asked = self.cancelled or event.data.get("reason") == "parent"
+        if asked != (event.type == "agent_cancelled"):
             raise Violation(f"{self.run_id} ended as {event.type}; a cancel was asked for: {self.cancelled}")
         self.end = event
 

@@ -20,7 +20,7 @@ import msgspec
 from runstone import logs
 from runstone.brokers.local import LocalBroker
 from runstone.clock import SystemClock
-from runstone.commands import NewRun, claim_runs, end_orphans, start_run
+from runstone.commands import Claimed, NewRun, beat, claim_runs, start_run
 from runstone.errors import StoreFailed
 from runstone.events import Custom, Draft, MessageDelta, MessageStarted
 from runstone.ids import new_id
@@ -62,9 +62,13 @@ def show() -> None:
 
 async def _write(url: str, dice: random.Random) -> None:
     log = await _started(url)
-    await log.append(end_orphans(100))
+    worker, agents = new_id("wrk"), frozenset({"writer"})
+    await log.append(beat(worker, first=True))
+    left: tuple[list[Claimed], int] = await log.append(claim_runs(agents, PRODUCERS, worker))
+    assert not left[0], "what the power cut short is ended: it is not to be begun again"
     threads = [ThreadRef(await _thread(log), USER) for _ in range(PRODUCERS)]
-    rows: list[RunRow] = await log.append(claim_runs(frozenset({"writer"}), PRODUCERS, "wrk"))
+    claimed: tuple[list[Claimed], int] = await log.append(claim_runs(agents, PRODUCERS, worker))
+    rows = [found.run for found in claimed[0]]
     try:
         async with asyncio.TaskGroup() as group:
             for thread in threads:
@@ -90,7 +94,7 @@ async def _thread(log: Log) -> str:
 
 
 async def _produce(log: Log, row: RunRow, dice: random.Random) -> None:
-    outbox = log.outbox(row)
+    outbox = log.outbox(row, row.attempt)
     message_id, offset = new_id("msg"), 0
 
     def draft(data: Any) -> Draft:

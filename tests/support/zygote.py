@@ -64,6 +64,10 @@ class Zygote:
         """Until a child has ended; returns its exit code, negative where a signal ended it. Once a child."""
         return int(self._ask({"wait": pid}, [])["code"])
 
+    def alive(self, pid: int) -> bool:
+        """Whether a child that nobody has waited for still runs."""
+        return bool(self._ask({"alive": pid}, [])["alive"])
+
     def run(self, function: str, *arguments: str, timeout_s: float = 30) -> Done:
         """A child from start to end; SIGKILL ends one that takes too long."""
         with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
@@ -96,7 +100,10 @@ def _serve(requests: socket.socket, children: set[int]) -> None:
         if not body:
             return
         request = json.loads(body)
-        if "wait" in request:
+        if "alive" in request:
+            ended = os.waitid(os.P_PID, request["alive"], os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            reply: dict[str, Any] = {"alive": ended is None}
+        elif "wait" in request:
             _, status = os.waitpid(request["wait"], 0)
             children.discard(request["wait"])
             reply = {"code": os.waitstatus_to_exitcode(status)}
