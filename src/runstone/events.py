@@ -124,7 +124,10 @@ class ToolInput(Data, frozen=True, kw_only=True):
 
 
 class ToolExecuting(Data, frozen=True, kw_only=True):
-    """`key` is the caller's own name for the call, by which a later attempt finds it again."""
+    """`key` is the caller's own name for the call, by which a later attempt finds it again.
+
+    `beside`: the call was made in another task than the run's own, so its place among the others says nothing.
+    """
 
     action_id: str
     tool: str
@@ -135,6 +138,7 @@ class ToolExecuting(Data, frozen=True, kw_only=True):
     part: int | UnsetType = UNSET
     retry_of: str | UnsetType = UNSET
     key: str | UnsetType = UNSET
+    beside: bool | UnsetType = UNSET
 
 
 class ToolOutput(Data, frozen=True, kw_only=True):

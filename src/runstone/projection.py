@@ -260,6 +260,7 @@ def _tool_executing(draft: e.Draft, place: Place) -> list[Change]:
                 "input": bytes(data.input),
                 "key": _opt(data.key),
                 "retry_of": _opt(data.retry_of),
+                "beside": int(data.beside is True),
                 "status": "pending",
                 "output": None,
                 "error": None,

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Raw
 
 from runstone.errors import RunstoneError, StoreFailed
-from runstone.events import Draft, Event, OnBusy, OnCrash
+from runstone.events import Draft, Event, Executor, OnBusy, OnCrash
 from runstone.states import FINISHED, ApprovalStatus, Status
 from runstone.views import Page, Rows, ThreadRef
 
@@ -174,8 +174,10 @@ class RecordedAction(msgspec.Struct, frozen=True):
 
     action_id: str
     tool: str
+    executor: Executor
     input: Raw
     key: str | None
+    beside: bool  # made in another task than the run's own
     status: Literal["pending", "success", "error", "interrupted"]
     output: Raw | None
     error: Raw | None

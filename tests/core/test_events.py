@@ -28,7 +28,7 @@ def sample(hint: Any, number: int) -> Any:
         return ("msg_1", "msg_2")
     if arguments:
         return sample(arguments[0], number)
-    return {str: f"text {number} 🗿", int: number, float: number + 0.5}[hint]
+    return {str: f"text {number} 🗿", int: number, float: number + 0.5, bool: True}[hint]
 
 
 def filled(kind: type[e.Data], *, all_fields: bool) -> e.Data:

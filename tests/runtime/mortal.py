@@ -22,10 +22,12 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def note(line: object) -> None:
-    """An effect outside: it is there whatever becomes of the process."""
-    with Path(os.environ[_LEDGER]).open("a") as ledger:
+def note(line: object) -> int:
+    """An effect outside, there whatever becomes of the process; how many there are with it."""
+    path = Path(os.environ[_LEDGER])
+    with path.open("a") as ledger:
         ledger.write(f"{line}\n")
+    return len(path.read_text().splitlines())
 
 
 class Mortal(Place):

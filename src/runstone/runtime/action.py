@@ -105,13 +105,17 @@ async def acting(
         call_id=UNSET if call_id is None else call_id,
         retry_of=UNSET if retry_of is None else retry_of,
         key=UNSET if key is None else key,
+        beside=UNSET if attempt.in_own_task else True,
     )
     await attempt.outbox.append(attempt.draft(executing, private=private))
-    with gathering() as inner:
+    with gathering() as ids:
+        inner = (
+            ids if executor == "server" else []
+        )  # a later attempt does not enter a tool that has ended, others it does
         try:
             yield action
         except asyncio.CancelledError:
-            await attempt.outbox.write(attempt.draft(action.completed("interrupted", inner), private=private))
+            await attempt.outbox.write(attempt.draft(action.completed("interrupted", []), private=private))
             raise
         except (Exception, SystemExit) as error:  # one that leaves a task would take the whole process along
             failure = tool_error(error)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -41,6 +41,7 @@ from runstone.views import ListQuery
 _current: ContextVar[Run | None] = ContextVar("runstone.run", default=None)
 
 T = TypeVar("T")
+OtherExecutor: TypeAlias = Literal["client", "provider", "agent"]  # what the server itself runs is a tool
 Caller: TypeAlias = "Callable[[Attempt, str, Json, str | None], Awaitable[Any]]"
 
 HISTORY_MAX = 1_000  # messages, and actions, that `history` returns at most: the newest
@@ -147,13 +148,15 @@ class Run:
         input: Json = None,
         *,
         call_id: str | None = None,
-        executor: e.Executor = "agent",
+        executor: OtherExecutor = "agent",
         private: bool = False,
     ) -> AsyncIterator[Action]:
         """Records what somebody else runs: pending from entry, a success on exit, an error if the block raises.
 
         The block runs, and is recorded, in every attempt: only calls of tools are found again.
         """
+        if executor not in get_args(OtherExecutor):
+            raise Invalid.at("executor", f"must be one of {', '.join(get_args(OtherExecutor))}")
         encoded = sized("input", input, INPUT_BYTES_MAX)
         recorded = acting(self._attempt, name, encoded, executor=executor, private=private, call_id=call_id)
         async with recorded as action:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from typing import Generic, TypeVar
 
 import msgspec
@@ -32,8 +32,11 @@ class Replay:
         self._approvals: _Calls[RecordedApproval] = _Calls()
         self._children: _Calls[RecordedChild] = _Calls()
         inside = _inside(record)
+        self._own: Counter[str] = Counter()  # by tool, the calls of the run's own task that were not made again
         calls: dict[str, Recorded] = {}
         for action in record.actions:
+            if action.executor != "server":
+                continue  # what others run is recorded by every attempt anew
             call = calls.get(action.retry_of or "")
             if call is not None:
                 calls[action.action_id] = call
@@ -43,6 +46,7 @@ class Replay:
             elif action.action_id not in inside:
                 call = calls[action.action_id] = Recorded(action, action)
                 self._actions.add(action.tool, bytes(action.input), action.key, call)
+                self._own[action.tool] += not action.beside
         for approval in record.approvals:
             if approval.approval_id not in inside:
                 name = _question(approval.kind, approval.prompt, approval.action_id is not None)
@@ -55,11 +59,14 @@ class Replay:
         return self._steps.get(key)
 
     def action(self, tool: str, input: bytes, key: str | None) -> Recorded | None:
-        return self._actions.take(tool, input, key)
+        found = self._actions.take(tool, input, key)
+        if found is not None:
+            self._own[tool] -= not found.first.beside
+        return found
 
     def left(self, tool: str) -> bool:
-        """Whether there is a call of that tool that this attempt has not made again."""
-        return self._actions.left(tool)
+        """Whether an earlier attempt's own task made a call of that tool that this one has not made again."""
+        return self._own[tool] > 0
 
     def approval(
         self, kind: str, prompt: str, input: bytes, key: str | None, *, of_tool: bool
@@ -75,21 +82,13 @@ class _Calls(Generic[R]):
 
     def __init__(self) -> None:
         self._waiting: defaultdict[tuple[str, bool, str], deque[R]] = defaultdict(deque)
-        self._left: defaultdict[str, int] = defaultdict(int)
 
     def add(self, name: str, input: bytes, key: str | None, record: R) -> None:
         self._waiting[_place(name, input, key)].append(record)
-        self._left[name] += 1
 
     def take(self, name: str, input: bytes, key: str | None) -> R | None:
         waiting = self._waiting.get(_place(name, input, key))
-        if not waiting:
-            return None
-        self._left[name] -= 1
-        return waiting.popleft()
-
-    def left(self, name: str) -> bool:
-        return self._left[name] > 0
+        return waiting.popleft() if waiting else None
 
 
 def _place(name: str, input: bytes, key: str | None) -> tuple[str, bool, str]:

@@ -88,7 +88,8 @@ FROM approvals
 """
 _STEPPED = "SELECT key, output, inner FROM steps WHERE run_id = ? ORDER BY seq"
 _ACTED = """
-SELECT action_id, tool, input, key, status, output, error, retry_of, inner FROM actions WHERE run_id = ? ORDER BY seq
+SELECT action_id, tool, executor, input, key, beside, status, output, error, retry_of, inner
+FROM actions WHERE run_id = ? ORDER BY seq
 """
 _APPROVED = """
 SELECT approval_id, run_id, action_id, kind, prompt, input, key, status, value, by, comment, expires_at
