@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from runstone import AgentError, Run, Runstone
+from runstone import AgentError, ApprovalDenied, Run, Runstone
 from runstone.client import AsgiTransport
 
 
@@ -42,6 +42,17 @@ class Stage:
         ended: dict[str, Any] = (await self.alice.get(f"/v1/runs/{run['run_id']}", params={"wait_s": 30})).json()
         assert ended["status"] in {"completed", "failed", "cancelled"}, ended
         return ended
+
+    async def asked(self, agent: str, **body: Any) -> dict[str, Any]:
+        """What a new run of alice's asks, as the list shows it."""
+        run = await self.start(agent, **body)
+        async with self.app.client("alice") as client, aclosing(client.run(str(run["run_id"])).events()) as events:
+            async for event in events:
+                if event.type == "approval_requested":
+                    break
+        page = (await self.alice.get("/v1/approvals", params={"run_id": run["run_id"]})).json()
+        (approval,) = page["approvals"]
+        return dict(approval)
 
     async def said(self, run: dict[str, Any]) -> None:
         """Returns once a `held` run has spoken."""
@@ -93,6 +104,27 @@ def _agents(app: Runstone, stage: list[Stage]) -> None:
     async def fails(run: Run, message: str) -> None:
         await run.say("so far")
         raise AgentError(message)
+
+    @app.agent
+    async def approves(run: Run, expires_in_s: float = 3600) -> str:
+        """Asks a person, and says what they decided."""
+        decision = await run.approve("May I?", {"n": 1}, expires_in_s=expires_in_s)
+        return decision.status
+
+    @app.agent
+    async def asks(run: Run) -> object:
+        try:
+            return await run.ask("How many, and where?", dict[str, int])
+        except ApprovalDenied:
+            return "denied"
+
+    @app.agent
+    async def asks_anything(run: Run) -> object:
+        return await run.ask("Well?", object)
+
+    @app.agent
+    async def parent(run: Run) -> object:
+        return await run.call("approves")
 
     @app.agent
     async def anything(run: Run, value: object) -> object:

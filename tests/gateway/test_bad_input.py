@@ -73,13 +73,24 @@ def test_every_operation_answers_anything_as_its_document_says(
     document = schemathesis.openapi.from_url(f"{serving.url}/openapi.json")
     with httpx2.Client(base_url=serving.url) as client:
         run = client.post("/v1/runs", json={"agent": "thinker", "input": "why?"}).json()
+        there = {name: run[name] for name in ("thread_id", "run_id")} | {"approval_id": _asked(client)}
     tried = []
     for found in document.get_all_operations():
         operation = found.ok()  # type: ignore[union-attr] # an Err's is the test's error too
         with subtests.test(operation.label), contextlib.suppress(Unsatisfiable):  # nothing there could be wrong
-            _try(operation, mode, {name: run[name] for name in ("thread_id", "run_id")})
+            _try(operation, mode, there)
             tried.append(operation.label)
-    assert len(tried) >= (18 if mode is GenerationMode.POSITIVE else 12)
+    assert len(tried) >= (20 if mode is GenerationMode.POSITIVE else 14)
+
+
+def _asked(client: httpx2.Client) -> str:
+    """A question that is open."""
+    run = client.post("/v1/runs", json={"agent": "asks"}).json()
+    with client.stream("GET", f"/v1/runs/{run['run_id']}/events", headers={"accept": "text/event-stream"}) as stream:
+        for line in stream.iter_lines():
+            if '"type":"approval_requested"' in line:
+                return str(json.loads(line.removeprefix("data: "))["data"]["approval_id"])
+    raise AssertionError("it was not asked")
 
 
 def _try(operation: Any, mode: GenerationMode, there: dict[str, str]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from runstone import AgentError, Run, Runstone
+from runstone import AgentError, ApprovalDenied, Run, Runstone
+from runstone.errors import Invalid
 
 app = Runstone()
 
@@ -46,6 +47,16 @@ async def thinker(run: Run, question: str) -> str:
 async def fails(run: Run, message: str) -> None:
     await run.say("so far")
     raise AgentError(message)
+
+
+@app.agent
+async def asks(run: Run, prompt: str = "How many?") -> list[int]:
+    """Waits for a person."""
+    try:
+        counts: list[int] = await run.ask(prompt, list[int])
+    except (ApprovalDenied, Invalid):  # 1e20 is an integer to JSON Schema, and none to Python
+        return []
+    return counts
 
 
 @app.agent

@@ -23,7 +23,8 @@ from runstone.errors import Invalid
 from runstone.events import OnBusy, Role
 from runstone.ids import new_key
 from runstone.limits import PAGE_ROWS_DEFAULT
-from runstone.resources import Action, AgentInfo, Message, Resource, Run, Thread
+from runstone.resources import Action, AgentInfo, Approval, Message, Resource, Run, Thread
+from runstone.states import ApprovalStatus
 from runstone.values import Json
 
 Order = Literal["asc", "desc"]
@@ -153,6 +154,36 @@ class Client:
 
     async def agents(self) -> list[AgentInfo]:
         return resource(self._http, Agents, await self._http.request("GET", "/v1/agents")).agents
+
+    # --- what people are asked
+
+    async def approvals(
+        self,
+        *,
+        run_id: str | None = None,
+        status: ApprovalStatus | None = None,
+        order: Order | None = None,
+        limit: int = PAGE_ROWS_DEFAULT,
+    ) -> list[Approval]:
+        """The first `limit` approvals and questions, oldest first; of a run with those of its descendants."""
+        params = _params(run_id=run_id, status=status, order=order)
+        return await listing(self._http, Approval, "approvals", "/v1/approvals", params, limit)
+
+    async def approve(self, approval_id: str, comment: str | None = None) -> Approval:
+        """Says yes. Safe to repeat; raises `AlreadyDecided` where it was decided otherwise, or its time is over."""
+        return await self._decide(approval_id, decision="approve", comment=_or_unset(comment))
+
+    async def deny(self, approval_id: str, comment: str | None = None) -> Approval:
+        """Says no, to a question too. Safe to repeat, like `approve`."""
+        return await self._decide(approval_id, decision="deny", comment=_or_unset(comment))
+
+    async def answer(self, approval_id: str, value: object, comment: str | None = None) -> Approval:
+        """Answers a question with a JSON value. Raises `Invalid` where it is not of the form that was asked for."""
+        return await self._decide(approval_id, decision="answer", value=value, comment=_or_unset(comment))
+
+    async def _decide(self, approval_id: str, **members: object) -> Approval:
+        path = f"/v1/approvals/{quote(approval_id, safe='')}"
+        return resource(self._http, Approval, await self._http.request("POST", path, body=_given(**members)))
 
     # --- threads
 

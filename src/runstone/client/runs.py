@@ -7,11 +7,12 @@ from collections.abc import Collection
 from urllib.parse import quote
 
 from runstone import values
-from runstone.client.answers import resource
+from runstone.client.answers import listing, resource
 from runstone.client.http import Http
 from runstone.client.stream import EventStream
 from runstone.limits import WAIT_S_MAX
-from runstone.resources import Run
+from runstone.resources import Approval, Run
+from runstone.states import ApprovalStatus
 
 POLL_S = 0.1  # between two waits for the end: a server that is stopping answers them at once
 
@@ -56,6 +57,11 @@ class RunHandle:
     def events(self, after: int = 0, types: Collection[str] | None = None) -> EventStream:
         """The events of the run and its children, up to its end, which `types` never hides."""
         return EventStream(self._http, f"{self._path}/events", after=after, types=types, run_id=self.run_id)
+
+    async def approvals(self, status: ApprovalStatus | None = None) -> list[Approval]:
+        """All that the run and its children asked people, oldest first; `client.approve` and the like decide it."""
+        params = {"run_id": self.run_id} | ({} if status is None else {"status": status})
+        return await listing(self._http, Approval, "approvals", "/v1/approvals", params)
 
     async def cancel(self, reason: str | None = None) -> Run:
         """Asks the run to stop, and returns at once: `result` waits for the end. Safe to repeat."""

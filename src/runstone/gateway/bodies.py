@@ -118,6 +118,12 @@ class CancelBody(Body):
     reason: Annotated[str, Field(max_length=REASON_CHARS_MAX)] | None = None
 
 
+class DecisionBody(Body):
+    decision: Literal["approve", "deny", "answer"]
+    value: JsonValue = None
+    comment: Annotated[str, Field(max_length=REASON_CHARS_MAX)] | None = None
+
+
 B = TypeVar("B", bound=Body)
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from runstone.gateway import bodies
 from runstone.limits import KEY_CHARS_MAX
-from runstone.resources import Action, Message, Resource, Run, Thread
+from runstone.resources import Action, Approval, Message, Resource, Run, Thread
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -21,11 +21,13 @@ _NAMED: tuple[type[Resource] | type[bodies.Body], ...] = (
     Run,
     Message,
     Action,
+    Approval,
     bodies.NewThreadBody,
     bodies.UpdateThreadBody,
     bodies.NewRunBody,
     bodies.NewRunAnywhereBody,
     bodies.CancelBody,
+    bodies.DecisionBody,
 )
 _KEY = {
     "name": "Idempotency-Key",

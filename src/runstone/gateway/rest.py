@@ -14,22 +14,30 @@ from pydantic import JsonValue
 from starlette.responses import JSONResponse, Response
 
 from runstone import commands, values
-from runstone.commands import ImportedMessage, Key, Made, NewRun, NewThread
-from runstone.errors import CursorAhead, GenerationChanged, Invalid, NotFound
+from runstone.commands import Answered, ImportedMessage, Key, Made, NewRun, NewThread
+from runstone.errors import AlreadyDecided, CursorAhead, GenerationChanged, Invalid, NotFound
 from runstone.events import Event
 from runstone.feed import cursor_at, pos_of
 from runstone.gateway import bodies
-from runstone.gateway.bodies import CancelBody, NewRunAnywhereBody, NewRunBody, NewThreadBody, UpdateThreadBody
+from runstone.gateway.bodies import (
+    CancelBody,
+    DecisionBody,
+    NewRunAnywhereBody,
+    NewRunBody,
+    NewThreadBody,
+    UpdateThreadBody,
+)
+from runstone.gateway.decisions import answer_of
 from runstone.gateway.feed import FeedStream
 from runstone.gateway.gate import USER_KEY
 from runstone.gateway.openapi import accepted, answer, listing, made, page_or_stream, stream_of_feed
 from runstone.gateway.sse import EventStream, Streaming
 from runstone.limits import PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX, WAIT_S_MAX
 from runstone.protocol import CURSOR_MAX, Filter, cursor_of, types_of
-from runstone.resources import Action, AgentInfo, Listing, Message, Resource, Run, Thread
+from runstone.resources import Action, AgentInfo, Approval, Listing, Message, Resource, Run, Thread
 from runstone.runtime.breakers import Breakers
 from runstone.runtime.definitions import Agents
-from runstone.states import TERMINAL_EVENTS, Status
+from runstone.states import TERMINAL_EVENTS, ApprovalStatus, Status
 from runstone.views import ListQuery, Page, ThreadRef
 
 R = TypeVar("R", bound=Resource)
@@ -87,6 +95,8 @@ class Routes:
             ("GET", runs, self.list_runs, listing("runs", Run)),
             ("GET", run, self.get_run, answer(Run)),
             ("POST", f"{run}/cancel", self.cancel_run, accepted(Run, CancelBody, "had ended before")),
+            ("GET", "/approvals", self.list_approvals, listing("approvals", Approval)),
+            ("POST", "/approvals/{approval_id}", self.decide, answer(Approval, DecisionBody)),
             ("GET", f"{thread}/messages", self.list_messages, listing("messages", Message, head=True)),
             ("GET", f"{thread}/actions", self.list_actions, listing("actions", Action, head=True)),
             ("GET", f"{thread}/state", self.get_state, answer(StateBody)),
@@ -273,6 +283,31 @@ class Routes:
         unfinished: bool = await self._log.append(commands.cancel_run(_user(request), run_id, reason))
         return _resource(await self._run(_user(request), run_id), 202 if unfinished else 200)
 
+    # --- approvals ----------------------------------------------------------------------------------------------
+
+    async def list_approvals(
+        self,
+        request: Request,
+        limit: Limit = PAGE_ROWS_DEFAULT,
+        cursor: Cursor = None,
+        order: Order = None,
+        run_id: Annotated[str | None, Query(max_length=256, description="of this run and its descendants")] = None,
+        status: Annotated[ApprovalStatus | None, Query()] = None,
+    ) -> Response:
+        """What people were asked, oldest first."""
+        query = ListQuery(limit=limit, cursor=cursor, descending=order == "desc", run_id=run_id, status=status)
+        return _listing("approvals", await self._rows.approvals(_user(request), query))
+
+    async def decide(self, request: Request, approval_id: str) -> Response:
+        """Approves, denies or answers; the same again is no conflict."""
+        user_id = _user(request)
+        _, body = await self._body(request, DecisionBody)
+        answer = answer_of(await self._approval(user_id, approval_id), body)
+        done: Answered = await self._log.append(commands.resolve_approval(user_id, approval_id, answer))
+        if not done.taken:
+            raise AlreadyDecided(f"The approval {approval_id} is {done.status}.")
+        return _resource(await self._approval(user_id, approval_id))
+
     # --- under a thread -----------------------------------------------------------------------------------------
 
     async def list_messages(
@@ -425,6 +460,12 @@ class Routes:
         if run is None:
             raise NotFound(f"There is no run {run_id}.")
         return run
+
+    async def _approval(self, user_id: str, approval_id: str) -> Approval:
+        approval = await self._rows.approval(user_id, approval_id)
+        if approval is None:
+            raise NotFound(f"There is no approval {approval_id}.")
+        return approval
 
 
 class _Asked(msgspec.Struct, frozen=True):
