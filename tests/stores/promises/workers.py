@@ -312,6 +312,21 @@ class Workers(Promises):
         assert (await called(shop, root, child=child.run_id)).status == "completed"
         assert await shop.store.heads([root.thread]) == [head]
 
+    async def test_what_a_child_says_and_does_is_listed_on_demand_only(self, shop: Shop) -> None:
+        root = await shop.running()
+        child = await called(shop, root)
+        await shop.commit(
+            append(root, started("msg_r"), executing("act_r")),
+            child_append(child, 1, started("msg_c"), executing("act_c")),
+        )
+        rows = shop.store.rows
+        for children, names in ((False, ["r"]), (True, ["r", "c"])):
+            wanted = query(root.thread_id, children=children)
+            messages = (await rows.messages("alice", wanted)).items
+            actions = (await rows.actions("alice", wanted)).items
+            assert [message.message_id for message in messages] == [f"msg_{name}" for name in names]
+            assert [action.action_id for action in actions] == [f"act_{name}" for name in names]
+
     # --- waiting for people -------------------------------------------------------------------------------------
 
     async def test_a_run_waits_while_an_approval_is_open_and_only_then(self, shop: Shop, clock: ManualClock) -> None:

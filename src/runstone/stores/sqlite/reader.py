@@ -263,7 +263,7 @@ class Reader:
             return self._listing(_RUN, where, query, ("updated_at", "run_id"), _run)
 
     def messages(self, user_id: str, query: ListQuery) -> Listing[Message]:
-        where = self._under_thread(user_id, query, child_column="run_id")
+        where = self._under_thread(user_id, query, "messages")
         where.equal("role", query.role)
         if query.before_seq is not None:
             where.plus("first_seq < ?", query.before_seq)
@@ -283,7 +283,7 @@ class Reader:
             return self._message(found[0]) if found else None
 
     def actions(self, user_id: str, query: ListQuery) -> Listing[Action]:
-        where = self._under_thread(user_id, query, child_column="run_id")
+        where = self._under_thread(user_id, query, "actions")
         where.equal("status", query.status)
         if query.before_seq is not None:
             where.plus("seq < ?", query.before_seq)
@@ -346,14 +346,15 @@ class Reader:
         if self._db.execute(sql, (thread_id, user_id)).fetchone() is None:
             raise NotFound(f"There is no thread {thread_id}.")
 
-    def _under_thread(self, user_id: str, query: ListQuery, child_column: str) -> _Where:
+    def _under_thread(self, user_id: str, query: ListQuery, table: str) -> _Where:
+        run_id = f"{table}.run_id"  # a bare one would be that of the inner table in the look-up of the parent
         where = _Where("thread_id = ?", query.thread_id).plus("user_id = ?", user_id)
         if query.run_id is not None:
             members = self.family(user_id, query.run_id) if query.children else {query.run_id}
-            where.plus(f"{child_column} IN ({', '.join('?' * len(members))})", *members)
+            where.plus(f"{run_id} IN ({', '.join('?' * len(members))})", *members)
         elif not query.children:
-            parent = f"(SELECT parent_run_id FROM runs AS r WHERE r.run_id = {child_column})"
-            where.plus(f"({child_column} IS NULL OR {parent} IS NULL)")
+            parent = f"(SELECT parent_run_id FROM runs AS r WHERE r.run_id = {run_id})"
+            where.plus(f"({run_id} IS NULL OR {parent} IS NULL)")
         return where
 
     def _under_head(self, user_id: str, query: ListQuery, read: Callable[[], Listing[_R]]) -> Listing[_R]:
