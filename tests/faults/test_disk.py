@@ -87,6 +87,7 @@ class Scene:
         async with httpx2.AsyncClient(base_url=self.server.url, trust_env=False, timeout=30) as http:
             live = Live(http, self.server.port)
             for thread_id, (run_id,) in self.threads.items():
+                await live.ended({"run_id": run_id, "ended_at": None})
                 log = await live.log(thread_id)
                 self.history.compare(thread_id, log)
                 told = runs_of(log)[run_id]

@@ -40,6 +40,9 @@ ROUTES = [
     ("GET", "/v1/runs/{run_id}"),
     ("POST", "/v1/runs/{run_id}/cancel"),
     ("GET", "/v1/runs/{run_id}/events"),
+    ("GET", "/v1/feed"),
+    ("GET", "/v1/approvals"),
+    ("POST", "/v1/approvals/{approval_id}"),
     ("GET", "/readyz"),
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
@@ -132,7 +135,7 @@ async def test_after_a_failed_commit_nothing_is_acknowledged_or_shown_and_everyb
     stage = Stage(f"sqlite:///{tmp_path}/runs.db?journal_mode={journal_mode}")
     async with stage.running() as live:
         run = await live.start("writer", {"tag": "w"})
-        ids = {"run_id": run["run_id"], "thread_id": run["thread_id"]}
+        ids = {"run_id": run["run_id"], "thread_id": run["thread_id"], "approval_id": "apr_x"}
         address = f"/v1/threads/{run['thread_id']}/events"
         stream = asyncio.create_task(live.http.get(address, headers={"accept": "text/event-stream"}))
         waiting = asyncio.create_task(live.http.get(f"/v1/runs/{run['run_id']}?wait_s=60"))
@@ -145,7 +148,8 @@ async def test_after_a_failed_commit_nothing_is_acknowledged_or_shown_and_everyb
             shown = await stream
             waited = await waiting
         for method, path in ROUTES:
-            answer = await live.http.request(method, path.format(**ids), json={} if method != "GET" else None)
+            body = {"decision": "deny"} if path.startswith("/v1/approvals") else {}
+            answer = await live.http.request(method, path.format(**ids), json=body if method != "GET" else None)
             assert (answer.status_code, answer.json()["code"]) == (503, "store_failed"), path
             assert "disk" in answer.json()["remedy"]
         assert (await live.http.get("/healthz")).status_code == 200
@@ -156,14 +160,13 @@ async def test_after_a_failed_commit_nothing_is_acknowledged_or_shown_and_everyb
     check_file(tmp_path / "runs.db")
     again = Stage(stage.url)
     async with again.running() as live:
+        assert (await live.ended(run))["error"]["type"] == "WorkerLost"
         log = await live.log(run["thread_id"])
         events = [block.split(b"data: ", 1)[1] for block in shown.content.split(b"\n\n") if block.startswith(b"id: ")]
         assert len(events) > 20
         assert log[: len(events)] == events
         assert shown.content.endswith(b'event: closing\ndata: {"reason":"store_failed"}\n\n')
-        told = runs_of(log)[run["run_id"]]
-        assert told.end is not None
-        assert told.end.data["error"]["type"] == "WorkerLost"
+        assert runs_of(log)[run["run_id"]].end is not None
         assert (await live.http.get(f"/v1/runs/{acknowledged['run_id']}")).status_code == 200
     check_store(stage.url)
 
@@ -231,7 +234,7 @@ async def test_an_agent_that_waits_for_nothing_is_stopped_too_and_a_mended_disk_
 async def test_a_read_error_stops_it_too(disk: FaultyDisk, tmp_path: Path) -> None:
     stage = Stage(f"sqlite:///{tmp_path}/runs.db")
     async with stage.running() as live:
-        ids = {"thread_id": await live.thread(), "run_id": "run_x"}
+        ids = {"thread_id": await live.thread(), "run_id": "run_x", "approval_id": "apr_x"}
         disk.fail_reads(apsw.IOError("planted"))
         reads = [path.format(**ids) for method, path in ROUTES if method == "GET" and path.startswith("/v1/t")]
         async with asyncio.timeout(SOON_S):
