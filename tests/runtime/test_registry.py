@@ -141,3 +141,15 @@ async def test_many_tasks_use_it_at_once_and_nothing_is_lost_or_stopped_twice(ta
     await asyncio.gather(*[life(f"run_{number}") for number in range(200)], *[stopper() for _ in range(5)])
     assert sorted(stopped) == sorted(ended) == sorted(f"run_{number}" for number in range(200))
     assert len(registry) == 0
+
+
+async def test_who_asks_a_run_to_stop_before_it_is_registered_is_heard_then(tasks) -> None:
+    registry = Registry()
+    registry.expect("run_1")
+    registry.expect("run_2")
+    assert registry.cancel("run_1")
+    assert registry.register("run_1", tasks(), 1.0).stop_reason == "cancelled"
+    assert registry.register("run_2", tasks(), 1.0).stop_reason is None
+    registry.expect("run_3")
+    registry.complete("run_3", 2.0)
+    assert not registry.cancel("run_3"), "it never began"

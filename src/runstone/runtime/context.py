@@ -18,6 +18,7 @@ from runstone import events as e
 from runstone import values
 from runstone.errors import Invalid
 from runstone.events import PartialReason
+from runstone.failpoints import hit
 from runstone.limits import (
     INPUT_BYTES_MAX,
     KEY_CHARS_MAX,
@@ -166,7 +167,7 @@ class Run:
         """What the function returns, recorded: a later attempt gets the record, and does not call it again.
 
         What is said inside stands across attempts. The result has to be JSON, and comes back as the function's return
-        annotation says. Each key is used once in an attempt: else ValueError. A slow sync function holds everyone up:
+        annotation says. Each key makes one step in an attempt: else ValueError. A slow sync function holds everyone up:
         `await run.step("parse", asyncio.to_thread, parse, path)`.
         """
         bounded("key", key, KEY_CHARS_MAX)
@@ -183,10 +184,15 @@ class Run:
             self.said = self.said or await self._was_said(inner)
             return result.decode(bytes(recorded.output))
         with gathering() as inner:
-            returned = function(*args, **kwargs)
-            output = result.encode(await returned if inspect.isawaitable(returned) else returned)
+            try:
+                returned = function(*args, **kwargs)
+                output = result.encode(await returned if inspect.isawaitable(returned) else returned)
+            except BaseException:
+                self._steps.discard(key)  # it was not made: it may be tried again
+                raise
             for message in [message for message in self._open if message.message_id in inner]:
                 await message.close(None)
+        hit("step_ended")
         data = e.StepCompleted(key=key, output=Raw(output), inner=tuple(inner) if inner else UNSET)
         await self._attempt.outbox.append(self._attempt.draft(data, private=True))
         return result.decode(output)

@@ -36,6 +36,7 @@ from runstone.errors import (
     StoreFailed,
     ToolError,
 )
+from runstone.failpoints import hit
 from runstone.ids import new_id
 from runstone.limits import ERROR_CHARS_MAX, INPUT_BYTES_MAX, OUTPUT_BYTES_MAX
 from runstone.log import Log, Outbox
@@ -125,15 +126,19 @@ class Executor:
         child_id = None if recorded is None else recorded.run_id
         command = call_agent(caller.row, caller.epoch, new, child=child_id, reason=caller.left_by or "lost")
         row: RunRow = await self._log.append(command)
+        hit("child_called")
         gathered(row.run_id)
         row = msgspec.structs.replace(row, first_seq=caller.row.first_seq)  # its history is its caller's
-        child = self._tasks.start(self._execute_child(agent, row, caller), f"{row.run_id}:call")
+        child = self._tasks.start(_tried(self._execute_child(agent, row, caller)), f"{row.run_id}:call")
         try:
-            return await asyncio.shield(child)
+            tried = await asyncio.shield(child)
         except asyncio.CancelledError:
             self._stop_child(row.run_id, caller.row.run_id)
             await asyncio.wait({child}, timeout=CANCEL_DEADLINE_S)
             raise
+        if isinstance(tried, _Raised):
+            raise tried.error
+        return tried.value
 
     async def stop(self) -> None:
         """Cancels the agents that still run."""
@@ -204,6 +209,7 @@ class Executor:
                 raise StaleAttempt(f"The run {row.run_id} was let go.")
             if running.stop_reason == "fenced":
                 raise outbox.failure or StaleAttempt(f"The run {row.run_id} has ended.")
+            hit("agent_ended")
             outcome = self._outcome(running, row)
             if agent.provider is not None:
                 self._report(agent.provider, running)  # before the end: whoever sees that finds the breaker so

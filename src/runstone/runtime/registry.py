@@ -36,6 +36,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._runs: dict[str, Running] = {}
+        self._expected: dict[str, StopReason | None] = {}
         self._stopping: StopReason | None = None  # for whoever comes now
 
     def __len__(self) -> int:
@@ -49,14 +50,19 @@ class Registry:
         """Runs that take a slot: registered and not complete."""
         return sum(running.completed is None for running in self._runs.values())
 
+    def expect(self, run_id: str) -> None:
+        """The run was claimed, and will be registered: who asks it to stop meanwhile is heard then."""
+        self._expected[run_id] = None
+
     def register(self, run_id: str, task: asyncio.Task[Any], now: float) -> Running:
         """Raises ValueError if the run is under way already."""
         known = self._runs.get(run_id)
         if known is not None and known.completed is None:
             raise ValueError(f"the run {run_id} is under way already")
         running = self._runs[run_id] = Running(run_id, task, now)
-        if self._stopping is not None:
-            running.stop(self._stopping)
+        reason = self._expected.pop(run_id, None) or self._stopping
+        if reason is not None:
+            running.stop(reason)
         return running
 
     def get(self, run_id: str) -> Running | None:
@@ -65,6 +71,9 @@ class Registry:
     def cancel(self, run_id: str) -> bool:
         """Asks a run to stop; False if it is not here, was asked before, or has ended."""
         running = self._runs.get(run_id)
+        if running is None and run_id in self._expected:
+            self._expected[run_id] = "cancelled"
+            return True
         return running is not None and running.stop("cancelled")
 
     def stop_all(self, reason: StopReason) -> None:
@@ -78,7 +87,8 @@ class Registry:
             running.stop(reason)
 
     def complete(self, run_id: str, now: float) -> None:
-        """The run has ended. It stays known while its task still runs: one that ignores cancels is watched."""
+        """The run has ended, or never began. While its task still runs it stays known: who ignores cancels is watched."""
+        self._expected.pop(run_id, None)
         running = self._runs.get(run_id)
         if running is None or running.completed is not None:
             return

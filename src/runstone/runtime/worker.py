@@ -19,6 +19,7 @@ from runstone.commands import (
     release_runs,
 )
 from runstone.errors import StaleWorker, StoreFailed
+from runstone.failpoints import hit
 from runstone.ids import new_id
 from runstone.log import Log
 from runstone.metrics import Metrics
@@ -117,6 +118,7 @@ class Worker:
             self._registered = False
             with suppress(StoreFailed):
                 await self._log.append(release_runs(self.id))  # fenced first, then cancelled
+            hit("released")
         self.registry.stop_all("released")
 
     def _hinted(self, hint: Hint) -> None:
@@ -153,7 +155,10 @@ class Worker:
         wanted = min(free, _CLAIM_MAX)
         started: list[Claimed]
         started, found = await self._log.append(claim_runs(names, wanted, self.id))
+        if started:
+            hit("claimed")
         for claimed in started:
+            self.registry.expect(claimed.run.run_id)
             self._runs.run(self._run(claimed), claimed.run.run_id)
         return bool(found == wanted)
 
@@ -161,6 +166,7 @@ class Worker:
         try:
             await self._executor.execute(claimed, self._waits)
         finally:
+            self.registry.complete(claimed.run.run_id, self._clock.monotonic())
             self._work.set()  # a slot is free
 
     def _waits(self, waiting: bool) -> None:

@@ -19,7 +19,7 @@ def register(app: "Runstone") -> None:
     """Add the agent `report` to an app."""
     from runstone import Run
 
-    tool = app.tool(timeout_s=TOOL_TIMEOUT_S)
+    tool = app.tool(timeout_s=TOOL_TIMEOUT_S, idempotent=True)  # looking twice is no harm; a report is replaced
 
     @tool
     def list_files(folder: str) -> Listing:
