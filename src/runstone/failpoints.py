@@ -11,7 +11,21 @@ import signal
 from collections.abc import Callable
 from typing import Literal, get_args
 
-Failpoint = Literal["before_commit", "after_commit", "before_hint", "tool_ended"]
+Failpoint = Literal[
+    "before_commit",
+    "after_commit",
+    "before_hint",
+    "claimed",  # the claim is committed, no agent of it has started
+    "tool_starting",  # that it will be called is committed
+    "tool_ended",  # it has done its work, nothing of that is recorded
+    "step_ended",  # the same of a step
+    "child_called",  # the child exists, and has not started
+    "child_ended",  # its end is committed, its caller does not know
+    "asked",  # the question is committed, nobody waits for the answer
+    "answered",  # the answer is here, and was given to nobody
+    "agent_ended",  # it has returned, or raised; its run has not ended
+    "released",  # the runs are nobody's any more, and their agents do not know
+]
 NAMES: tuple[str, ...] = get_args(Failpoint)
 
 _armed: dict[str, Callable[[], None]] = {}

@@ -13,6 +13,7 @@ from runstone import events as e
 from runstone import schemas, values
 from runstone.clock import to_rfc3339
 from runstone.errors import ApprovalDenied, Invalid
+from runstone.failpoints import hit
 from runstone.ids import new_id
 from runstone.limits import APPROVAL_S_MAX, INPUT_BYTES_MAX, PROMPT_CHARS_MAX
 from runstone.runtime.attempt import Attempt, gathered
@@ -98,8 +99,11 @@ async def _decided(
             expires_at=to_rfc3339(expires),
         )
         await attempt.outbox.append(attempt.draft(data))
+        hit("asked")
     with attempt.presence.asking():
-        return _decision(await attempt.answers.wait(attempt.row.run_id, approval_id))
+        decided = await attempt.answers.wait(attempt.row.run_id, approval_id)
+        hit("answered")
+        return _decision(decided)
 
 
 def _decision(approval: RecordedApproval) -> Decision:

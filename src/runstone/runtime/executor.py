@@ -37,6 +37,7 @@ from runstone.errors import (
     ToolError,
 )
 from runstone.failpoints import hit
+from runstone.failpoints import hit
 from runstone.ids import new_id
 from runstone.limits import ERROR_CHARS_MAX, INPUT_BYTES_MAX, OUTPUT_BYTES_MAX
 from runstone.log import Log, Outbox
@@ -127,11 +128,13 @@ class Executor:
         command = call_agent(caller.row, caller.epoch, new, child=child_id, reason=caller.left_by or "lost")
         row: RunRow = await self._log.append(command)
         hit("child_called")
+        hit("child_called")
         gathered(row.run_id)
         row = msgspec.structs.replace(row, first_seq=caller.row.first_seq)  # its history is its caller's
         child = self._tasks.start(_tried(self._execute_child(agent, row, caller)), f"{row.run_id}:call")
         try:
             tried = await asyncio.shield(child)
+            hit("child_ended")
         except asyncio.CancelledError:
             self._stop_child(row.run_id, caller.row.run_id)
             await asyncio.wait({child}, timeout=CANCEL_DEADLINE_S)
@@ -209,6 +212,7 @@ class Executor:
                 raise StaleAttempt(f"The run {row.run_id} was let go.")
             if running.stop_reason == "fenced":
                 raise outbox.failure or StaleAttempt(f"The run {row.run_id} has ended.")
+            hit("agent_ended")
             hit("agent_ended")
             outcome = self._outcome(running, row)
             if agent.provider is not None:

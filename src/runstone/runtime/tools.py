@@ -151,6 +151,7 @@ class Tool(Generic[P, R]):
         ) as action:
             arguments = bound.arguments | dict.fromkeys(self._action_names, action)
             call = partial(self._function, **arguments) if self._named() else self._positional(arguments)
+            hit("tool_starting")
             result = await self._call(call, options, attempt, action)
             hit("tool_ended")
             action.succeed(self._results.encode(result))
