@@ -87,7 +87,7 @@ class Registry:
             running.stop(reason)
 
     def complete(self, run_id: str, now: float) -> None:
-        """The run has ended, or never began. While its task still runs it stays known: who ignores cancels is watched."""
+        """The run has ended, or never began. It stays known while its task runs: who ignores cancels is watched."""
         self._expected.pop(run_id, None)
         running = self._runs.get(run_id)
         if running is None or running.completed is not None:

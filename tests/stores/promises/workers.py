@@ -327,6 +327,18 @@ class Workers(Promises):
             assert [message.message_id for message in messages] == [f"msg_{name}" for name in names]
             assert [action.action_id for action in actions] == [f"act_{name}" for name in names]
 
+    async def test_a_threads_preview_is_of_what_its_own_runs_say(self, shop: Shop) -> None:
+        root = await shop.running()
+        child = await called(shop, root)
+        await shop.commit(
+            append(root, started("msg_root"), said("msg_root", "mine")),
+            child_append(child, 1, started("msg_child"), said("msg_child", "inner")),
+        )
+        thread = await shop.store.rows.thread("alice", root.thread_id)
+        assert thread is not None
+        assert thread.last_message is not None
+        assert thread.last_message.content == "mine"
+
     # --- waiting for people -------------------------------------------------------------------------------------
 
     async def test_a_run_waits_while_an_approval_is_open_and_only_then(self, shop: Shop, clock: ManualClock) -> None:

@@ -406,7 +406,11 @@ class Reader:
         )
 
     def _preview(self, user_id: str, thread_id: str) -> Preview | None:
-        where = "thread_id = ? AND user_id = ? AND status <> 'superseded' ORDER BY first_seq DESC LIMIT 1"
+        where = (
+            "thread_id = ? AND user_id = ? AND status <> 'superseded' "
+            "AND (SELECT parent_run_id FROM runs WHERE runs.run_id = messages.run_id) IS NULL "
+            "ORDER BY first_seq DESC LIMIT 1"
+        )
         found = self._records(f"{_MESSAGE} WHERE {where}", (thread_id, user_id))
         if not found:
             return None
