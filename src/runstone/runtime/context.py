@@ -19,7 +19,6 @@ from runstone import values
 from runstone.errors import Invalid
 from runstone.events import PartialReason
 from runstone.failpoints import hit
-from runstone.failpoints import hit
 from runstone.limits import (
     INPUT_BYTES_MAX,
     KEY_CHARS_MAX,
@@ -193,7 +192,6 @@ class Run:
                 raise
             for message in [message for message in self._open if message.message_id in inner]:
                 await message.close(None)
-        hit("step_ended")
         hit("step_ended")
         data = e.StepCompleted(key=key, output=Raw(output), inner=tuple(inner) if inner else UNSET)
         await self._attempt.outbox.append(self._attempt.draft(data, private=True))

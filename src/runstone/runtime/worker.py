@@ -20,7 +20,6 @@ from runstone.commands import (
 )
 from runstone.errors import StaleWorker, StoreFailed
 from runstone.failpoints import hit
-from runstone.failpoints import hit
 from runstone.ids import new_id
 from runstone.log import Log
 from runstone.metrics import Metrics
@@ -120,7 +119,6 @@ class Worker:
             with suppress(StoreFailed):
                 await self._log.append(release_runs(self.id))  # fenced first, then cancelled
             hit("released")
-            hit("released")
         self.registry.stop_all("released")
 
     def _hinted(self, hint: Hint) -> None:
@@ -157,8 +155,6 @@ class Worker:
         wanted = min(free, _CLAIM_MAX)
         started: list[Claimed]
         started, found = await self._log.append(claim_runs(names, wanted, self.id))
-        if started:
-            hit("claimed")
         if started:
             hit("claimed")
         for claimed in started:
