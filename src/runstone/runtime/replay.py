@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import msgspec
@@ -58,8 +59,11 @@ class Replay:
     def step(self, key: str) -> RecordedStep | None:
         return self._steps.get(key)
 
-    def action(self, tool: str, input: bytes, key: str | None) -> Recorded | None:
-        found = self._actions.take(tool, input, key)
+    def action(self, tool: str, input: bytes, key: str | None, asked: RecordedApproval | None) -> Recorded | None:
+        """The next such call; where a person was asked first, the one that was for, if it was made."""
+        found = self._actions.take(
+            tool, input, key, lambda call: asked is None or asked.action_id == call.first.action_id
+        )
         if found is not None:
             self._own[tool] -= not found.first.beside
         return found
@@ -68,10 +72,14 @@ class Replay:
         """Whether an earlier attempt's own task made a call of that tool that this one has not made again."""
         return self._own[tool] > 0
 
+    def asked(self, prompt: str, input: bytes, key: str | None) -> RecordedApproval | None:
+        """What a person was asked before a tool was called; `approval` still finds it."""
+        return self._approvals.next(_question("approval", prompt, True), input, key, _about(input))
+
     def approval(
         self, kind: str, prompt: str, input: bytes, key: str | None, *, of_tool: bool
     ) -> RecordedApproval | None:
-        return self._approvals.take(_question(kind, prompt, of_tool), input, key)
+        return self._approvals.take(_question(kind, prompt, of_tool), input, key, _about(input))
 
     def child(self, agent: str, input: bytes, key: str | None) -> RecordedChild | None:
         return self._children.take(agent, input, key)
@@ -86,9 +94,15 @@ class _Calls(Generic[R]):
     def add(self, name: str, input: bytes, key: str | None, record: R) -> None:
         self._waiting[_place(name, input, key)].append(record)
 
-    def take(self, name: str, input: bytes, key: str | None) -> R | None:
-        waiting = self._waiting.get(_place(name, input, key))
-        return waiting.popleft() if waiting else None
+    def next(self, name: str, input: bytes, key: str | None, fits: Callable[[R], bool] = lambda _: True) -> R | None:
+        waiting = self._waiting.get(_place(name, input, key), ())
+        return next((record for record in waiting if fits(record)), None)
+
+    def take(self, name: str, input: bytes, key: str | None, fits: Callable[[R], bool] = lambda _: True) -> R | None:
+        found = self.next(name, input, key, fits)
+        if found is not None:
+            self._waiting[_place(name, input, key)].remove(found)
+        return found
 
 
 def _place(name: str, input: bytes, key: str | None) -> tuple[str, bool, str]:
@@ -97,6 +111,11 @@ def _place(name: str, input: bytes, key: str | None) -> tuple[str, bool, str]:
 
 def _question(kind: str, prompt: str, of_tool: bool) -> str:
     return f"{'tool' if of_tool else kind} {values.mend(prompt)}"
+
+
+def _about(input: bytes) -> Callable[[RecordedApproval], bool]:
+    """Also of what is found by its key: a yes to one input is none to another."""
+    return lambda approval: bytes(approval.input) == input
 
 
 def _inside(record: Record) -> set[str]:

@@ -125,11 +125,18 @@ class Tool(Generic[P, R]):
         bound.apply_defaults()
         shown = {name: value for name, value in bound.arguments.items() if name not in self._action_names}
         input = _input(shown)
-        earlier = attempt.replay.action(self.name, bytes(input), options.key)
+        needs_approval = self._approval == "always"
+        asked = attempt.replay.asked(self._question, bytes(input), options.key) if needs_approval else None
+        earlier = attempt.replay.action(self.name, bytes(input), options.key, asked)
         if earlier is not None:
             gathered(earlier.first.action_id)  # also of an interrupted call: a step that copes with it contains it
-        if earlier is None:
+        elif asked is None:
             self._check_path(attempt)
+        action_id = None
+        if asked is not None or (needs_approval and earlier is None):  # else it was called when it needed none
+            action_id = await self._approved(attempt, input, options)
+        if earlier is None:
+            pass
         elif earlier.last.status != "interrupted":
             return self._recorded(earlier)
         elif not self._idempotent:
@@ -137,7 +144,6 @@ class Tool(Generic[P, R]):
                 f"{self.name} was under way when an earlier attempt died ({earlier.last.action_id}); "
                 "whether it took effect is not known."
             )
-        action_id = None if earlier is not None else await self._approved(attempt, input, options)
         async with acting(
             attempt,
             self.name,
@@ -145,7 +151,7 @@ class Tool(Generic[P, R]):
             executor="server",
             private=self._private,
             key=options.key,
-            action_id=action_id,
+            action_id=action_id if earlier is None else None,
             retry_of=None if earlier is None else earlier.last.action_id,
             idempotency_key=None if earlier is None else earlier.first.action_id,
         ) as action:
@@ -171,13 +177,15 @@ class Tool(Generic[P, R]):
             return self._results.decode(bytes(action.output))
         raise _error(action.error)
 
+    @property
+    def _question(self) -> str:
+        return f"Run {self.name}?"
+
     async def _approved(self, attempt: Attempt, input: Raw, options: CallOptions) -> str | None:
-        """The id that the call will have, where it needs a person's word and has it. Raises ApprovalDenied."""
-        if self._approval != "always":
-            return None
+        """The id that the call has or will have, once a person has approved it. Raises ApprovalDenied."""
         decision = await approvals.approve(
             attempt,
-            f"Run {self.name}?",
+            self._question,
             values.decode(input),
             expires_in_s=approvals.APPROVAL_S,
             key=options.key,
