@@ -325,6 +325,9 @@ def call_agent(parent: RunRow, epoch: int, new: NewChild, *, child: str | None, 
             item = facts.child
             if item.run.ended:
                 return Decision(result=item.run)
+            if item.run.cancel_deadline is not None:
+                run = msgspec.structs.replace(item.run, status="cancelled")
+                return Decision(appends=[(run.thread, _ending(facts, item, Cancelled(), attempt=None))], result=run)
             run = msgspec.structs.replace(item.run, status="running", attempt=item.run.attempt + 1)
             return Decision(appends=[(run.thread, _next_attempt(facts, item, reason, _worker(facts)))], result=run)
         run_id = new_id("run")

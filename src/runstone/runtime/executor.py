@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -37,7 +37,6 @@ from runstone.errors import (
     ToolError,
 )
 from runstone.failpoints import hit
-from runstone.failpoints import hit
 from runstone.ids import new_id
 from runstone.limits import ERROR_CHARS_MAX, INPUT_BYTES_MAX, OUTPUT_BYTES_MAX
 from runstone.log import Log, Outbox
@@ -55,7 +54,7 @@ from runstone.runtime.replay import Replay
 from runstone.runtime.resilience import Calls
 from runstone.service import Tasks
 from runstone.states import FINISHED
-from runstone.store import Record, RecordedChild, RunRow
+from runstone.store import Command, Record, RecordedChild, RunRow
 from runstone.values import Json
 
 logger = structlog.get_logger(__name__)
@@ -98,7 +97,7 @@ class Executor:
             outbox = self._log.outbox(row, row.attempt)
             try:
                 attempt = self._attempt(row, row.attempt, outbox, presence, record, claimed.reason)
-                await self._run(agent, attempt, on_wait)
+                await self._run(agent, attempt, on_wait=on_wait)
             finally:
                 outbox.close()
         except StaleAttempt as stale:
@@ -126,17 +125,16 @@ class Executor:
         await caller.outbox.flush()  # what led to the call stands before it
         child_id = None if recorded is None else recorded.run_id
         command = call_agent(caller.row, caller.epoch, new, child=child_id, reason=caller.left_by or "lost")
-        row: RunRow = await self._log.append(command)
-        hit("child_called")
-        hit("child_called")
-        gathered(row.run_id)
-        row = msgspec.structs.replace(row, first_seq=caller.row.first_seq)  # its history is its caller's
-        child = self._tasks.start(_tried(self._execute_child(agent, row, caller)), f"{row.run_id}:call")
+        call = _Call()
+        # in a task of its own, so that a call which is given up, even before its run has begun, ends in order
+        child = self._tasks.start(_tried(self._called, agent, command, caller, call), f"{caller.row.run_id}:call")
         try:
             tried = await asyncio.shield(child)
             hit("child_ended")
         except asyncio.CancelledError:
-            self._stop_child(row.run_id, caller.row.run_id)
+            running = self._registry.get(caller.row.run_id)
+            reason = None if running is None else running.stop_reason
+            call.give_up(reason if reason in {"released", "fenced"} else "parent")
             await asyncio.wait({child}, timeout=CANCEL_DEADLINE_S)
             raise
         if isinstance(tried, _Raised):
@@ -147,14 +145,27 @@ class Executor:
         """Cancels the agents that still run."""
         await self._tasks.stop()
 
-    async def _execute_child(self, agent: AgentDefinition, row: RunRow, caller: Attempt) -> Any:
+    async def _called(self, agent: AgentDefinition, command: Command, caller: Attempt, call: _Call) -> Any:
+        row: RunRow = await self._log.append(command)
+        hit("child_called")
+        gathered(row.run_id)
+        if not row.ended:
+            row = msgspec.structs.replace(row, first_seq=caller.row.first_seq)  # its history is its caller's
+            with suppress(StaleAttempt):  # it ended over its agent's head, and what came of it is in the log
+                return await self._execute_child(agent, row, caller, call)
+        for child in (await self._log.record(caller.row.run_id)).children:
+            if child.run_id == row.run_id and child.status in FINISHED:
+                return _result_of(agent, child)
+        raise StaleAttempt(f"The run {caller.row.run_id} goes on without this attempt.")
+
+    async def _execute_child(self, agent: AgentDefinition, row: RunRow, caller: Attempt, call: _Call) -> Any:
         record = Record() if row.attempt == 1 else await self._log.record(row.run_id)
         presence = self._presence(row, record, caller.presence)
         outbox = self._log.outbox(row, caller.epoch)
         try:
             attempt = self._attempt(row, caller.epoch, outbox, presence, record, caller.left_by)
             with caller.presence.calling(presence):
-                ended, outcome = await self._run(agent, attempt, lambda waiting: None)
+                ended, outcome = await self._run(agent, attempt, on_begin=call.began)
         finally:
             outbox.close()
         if isinstance(outcome, Completed) and ended == "agent_completed":
@@ -162,13 +173,6 @@ class Executor:
         if isinstance(outcome, Failed) and ended == "agent_failed":
             raise RunFailed(row.run_id, "failed", outcome.type, outcome.message)
         raise _cancelled(row.run_id)
-
-    def _stop_child(self, run_id: str, caller_id: str) -> None:
-        """Its caller no longer waits for it: a cancel of its own, or the end of the whole family here."""
-        running, caller = self._registry.get(run_id), self._registry.get(caller_id)
-        if running is not None:
-            reason = None if caller is None else caller.stop_reason
-            running.stop(reason if reason in {"released", "fenced"} else "parent")
 
     def _presence(self, row: RunRow, record: Record, caller: Presence | None = None) -> Presence:
         return Presence(self._clock, timeout_s=row.timeout_s, ran_s=record.ran_us / 1_000_000, caller=caller)
@@ -189,16 +193,22 @@ class Executor:
         )
 
     async def _run(
-        self, agent: AgentDefinition, attempt: Attempt, on_wait: Callable[[bool], None]
-    ) -> tuple[str, Outcome | None]:
+        self,
+        agent: AgentDefinition,
+        attempt: Attempt,
+        *,
+        on_begin: Callable[[Running], None] = lambda running: None,
+        on_wait: Callable[[bool], None] = lambda waiting: None,
+    ) -> tuple[str, Outcome]:
         """How the run ended: the type of its terminal event, and what the attempt made of it.
 
         Raises StaleAttempt where it goes on, or ended, without this attempt.
         """
         row, outbox = attempt.row, attempt.outbox
         run = Run(attempt, self.call, await self._prompt(row))
-        attempt.task = self._tasks.start(_tried(self._call(agent, run, row)), row.run_id)
+        attempt.task = self._tasks.start(_tried(self._call, agent, run, row), row.run_id)
         running = self._registry.register(row.run_id, attempt.task, self._clock.monotonic())
+        on_begin(running)
         outbox.on_failure = lambda _failure: _stop(running, "fenced")
 
         def waits(waiting: bool) -> None:
@@ -212,7 +222,6 @@ class Executor:
                 raise StaleAttempt(f"The run {row.run_id} was let go.")
             if running.stop_reason == "fenced":
                 raise outbox.failure or StaleAttempt(f"The run {row.run_id} has ended.")
-            hit("agent_ended")
             hit("agent_ended")
             outcome = self._outcome(running, row)
             if agent.provider is not None:
@@ -331,6 +340,24 @@ def _stop(running: Running, reason: StopReason) -> None:
     running.stop(reason)
 
 
+class _Call:
+    """A call of an agent under way, for whom it may be given up: also before its run has begun."""
+
+    def __init__(self) -> None:
+        self._running: Running | None = None
+        self._reason: StopReason | None = None
+
+    def began(self, running: Running) -> None:
+        self._running = running
+        if self._reason is not None:
+            running.stop(self._reason)
+
+    def give_up(self, reason: StopReason) -> None:
+        self._reason = reason
+        if self._running is not None:
+            self._running.stop(reason)
+
+
 class _Returned(msgspec.Struct, frozen=True):
     value: object
 
@@ -339,13 +366,13 @@ class _Raised(msgspec.Struct, frozen=True):
     error: BaseException
 
 
-async def _tried(call: Coroutine[Any, Any, object]) -> _Returned | _Raised:
+async def _tried(function: Callable[..., Awaitable[object]], *args: object) -> _Returned | _Raised:
     """What the agent returned or raised, as a value: an agent's error is the run's, not the server's.
 
     Also what is no Exception, like that of sys.exit(); but a cancel passes through, and so does Ctrl-C.
     """
     try:
-        return _Returned(await call)
+        return _Returned(await function(*args))
     except (asyncio.CancelledError, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001 - it is told as the run's end
