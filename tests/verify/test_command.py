@@ -20,6 +20,7 @@ from runstone.clock import SystemClock
 from tests.verify.conftest import Store
 
 TIMEOUT_S = 60
+TABLES = ("threads", "runs", "messages", "actions", "approvals", "steps")
 
 
 class Done(NamedTuple):
@@ -48,8 +49,11 @@ def test_a_healthy_store_exits_with_0_and_says_what_was_checked(store: Store) ->
     events = store.sql("SELECT count(*) FROM events")[0][0]
     runs = store.sql("SELECT count(*) FROM runs WHERE ended_at NOTNULL")[0][0]
     assert f"order      {events} events: pos without a gap, times that never fall" in done.stdout
-    assert f"runs       {runs} ended, each once and with nothing after it; 2 unfinished" in done.stdout
-    assert "rows       equal to the fold of the log: 6 threads, " in done.stdout
+    assert f"runs       {runs} ended, each once and with nothing after it; 4 unfinished" in done.stdout
+    assert "attempts   " in done.stdout
+    assert "children   " in done.stdout
+    rows = [f"{store.sql(f'SELECT count(*) FROM {table}')[0][0]} {table}" for table in TABLES]
+    assert f"rows       equal to the fold of the log: {', '.join(rows)}, 2 state keys" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("All is as promised (")
 
 
@@ -113,7 +117,7 @@ def test_a_newer_schema_is_refused_with_a_remedy(store: Store) -> None:
     store.change("INSERT INTO migrations (version, name, checksum) VALUES (99, 'future', 'x')")
     done = command("--store", store.url)
     assert done.returncode == 1
-    assert "The store has schema 99 (future); this version knows up to 1." in done.stderr
+    assert "The store has schema 99 (future); this version knows up to 2." in done.stderr
     assert "Install that version or a newer one." in done.stderr
 
 
@@ -143,7 +147,7 @@ def test_a_check_that_would_hold_the_file_too_long_is_left_out_and_said_so(store
     done = command("--store", store.url, "--hold-s", "0.0000001", "--json")
     last = json.loads(done.stdout.splitlines()[-1])["checked"]
     # what is over before the first look at the clock is not left out
-    assert len(last["structure"]) + len(last["left_out"]) == 15 + 1
+    assert len(last["structure"]) + len(last["left_out"]) == 20 + 1
     _fill_many(store)
     done = command("--store", store.url, "--hold-s", "0.0000001")
     assert "left out   quick_check of many: it would hold the file longer than 1e-07 s" in done.stdout

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runstone import commands as c
 from runstone import events as e
 from runstone.clock import SystemClock
-from runstone.errors import RunstoneError
 from runstone.events import Draft
-from runstone.messages import MessageFold
-from runstone.store import Append, Command, Decision, Entry, Need
+from runstone.store import Append, Entry, RunRow
 from runstone.stores.sqlite import SqliteStore
 from runstone.values import raw
 from runstone.verify import checks
+from tests.stores.making import Shop, append, asking, executing, fence, said, started
 from tests.verify.conftest import Store
 
 pytestmark = pytest.mark.anyio
@@ -30,11 +29,14 @@ def test_a_store_that_real_runs_have_made_is_as_promised(store: Store) -> None:
     counts = store.sql(
         "SELECT (SELECT count(*) FROM events), (SELECT count(*) FROM threads), "
         "(SELECT count(*) FROM runs WHERE ended_at NOTNULL), (SELECT count(*) FROM runs WHERE ended_at ISNULL), "
-        "(SELECT count(*) FROM messages), (SELECT count(*) FROM actions), (SELECT count(*) FROM state)"
+        "(SELECT count(*) FROM messages), (SELECT count(*) FROM actions), (SELECT count(*) FROM state), "
+        "(SELECT count(*) FROM approvals), (SELECT count(*) FROM steps), (SELECT sum(attempt) FROM runs), "
+        "(SELECT count(*) FROM runs WHERE parent_run_id NOTNULL)"
     )[0]
-    seen = (checked.events, checked.threads, checked.runs_ended, checked.runs_unfinished)
-    assert (*seen, checked.messages, checked.actions, checked.state) == counts
-    assert checked.runs_unfinished == 2
+    runs = (checked.events, checked.threads, checked.runs_ended, checked.runs_unfinished)
+    rows = (checked.messages, checked.actions, checked.state, checked.approvals, checked.steps)
+    assert (*runs, *rows, checked.attempts, checked.children) == counts
+    assert checked.runs_unfinished == 4
     assert checked.left_out == []
 
 
@@ -91,56 +93,55 @@ async def test_a_store_in_delete_mode_is_as_promised(store: Store) -> None:
     assert store.lines() == []
 
 
-async def _commit(store: SqliteStore, *entries: Entry) -> Sequence[object]:
-    outcomes = (await store.commit(entries)).outcomes
-    for outcome in outcomes:
-        assert not isinstance(outcome, RunstoneError), outcome
-    return outcomes
+WHOLE = b'[{"text":"whole","type":"text"}]'
 
 
-async def test_attempts_that_were_superseded_are_as_promised(store_url: str) -> None:
-    """The words of a lost attempt, whole and half, its action, and the run that another attempt ends."""
+def completed_message(message_id: str, length: int) -> e.MessageCompleted:
+    return e.MessageCompleted(message_id=message_id, status="completed", length=length)
+
+
+def drafts(run: RunRow, *data: e.Data) -> list[Draft]:
+    return [Draft(data=one, run_id=run.run_id, attempt=run.attempt) for one in data]
+
+
+async def test_at_every_moment_of_three_attempts_the_store_is_as_promised(store_url: str) -> None:
+    """Lost and let go of, with a child, an open approval and a step; looked at between any two commits."""
     opened = SqliteStore(store_url, SystemClock())
     await opened.open()
-    new = c.NewRun(agent="a", input=raw(1), message=None, on_crash="resume", max_attempts=3, timeout_s=9)
-    (made,) = await _commit(opened, c.start_run("alice", new))
-    assert isinstance(made, c.Made)
-    await _commit(opened, c.claim_runs(frozenset({"a"}), 1, "wrk_1"))
-    run = await opened.run_row(made.id)
-    assert run is not None
-
-    def said(message_id: str, attempt: int, *, whole: bool) -> list[Draft]:
-        delta = e.MessageDelta(message_id=message_id, part=0, offset=0, delta="hi")
-        drafts = [Draft(data=e.MessageStarted(message_id=message_id, role="assistant")), Draft(data=delta)]
-        if whole:
-            content = MessageFold([delta]).encoded()
-            done = e.MessageCompleted(message_id=message_id, status="completed", length=2)
-            drafts.append(Draft(data=done, content=content))
-        for draft in drafts:
-            draft.run_id, draft.attempt = made.id, attempt
-        return drafts
-
-    await _commit(opened, Append(made.id, 1, said("msg_whole", 1, whole=True) + said("msg_half", 1, whole=False)))
-    superseded = e.AttemptSuperseded(attempt=1, reason="lost", messages=("msg_whole", "msg_half"))
-    again = [
-        Draft(data=superseded, run_id=made.id),
-        Draft(data=e.AgentStarted(agent="a", worker="wrk_2"), run_id=made.id, attempt=2),
-    ]
-    decided = Decision(appends=[(run.thread, again)])
-    await _commit(opened, Command(need=Need(), decide=lambda _facts: decided))
-    await _commit(opened, Append(made.id, 2, said("msg_new", 2, whole=True)))
-
-    def copy() -> Store:
-        return Store(Path(store_url.removeprefix("sqlite:///")))
-
-    assert copy().lines() == []  # beside the store that is open, in the middle of the attempt
-    await _commit(opened, c.end_run(made.id, c.Completed(raw("hi")), attempt=2))
-    await opened.close()
-    store = copy()
+    store = Store(Path(store_url.removeprefix("sqlite:///")))
+    try:
+        await _three_attempts(Shop(opened), store)
+    finally:
+        await opened.close()
     assert store.lines() == []
-    store.change("UPDATE messages SET status = 'completed' WHERE message_id = 'msg_whole'")
-    assert "messages msg_whole: status is 'completed', expected 'superseded'" in store.lines()[0]
-    store.change("UPDATE messages SET status = 'superseded' WHERE message_id = 'msg_new'")
-    assert len(store.lines()) == 2
-    store.change("UPDATE messages SET status = 'streaming' WHERE message_id = 'msg_half'")
-    assert len(store.lines()) == 3
+    assert store.checked is not None
+    assert (store.checked.runs_ended, store.checked.attempts, store.checked.steps) == (2, 5, 1)
+
+
+async def _three_attempts(shop: Shop, store: Store) -> None:
+    async def commit(entry: Entry) -> Any:
+        outcome = await shop.ask(entry)
+        assert store.lines() == []
+        return outcome
+
+    root = await shop.running(await shop.thread())
+    await commit(append(root, started("msg_1"), said("msg_1", "whole"), completed_message("msg_1", 5), content=WHOLE))
+    await commit(append(root, started("msg_2"), said("msg_2", "half"), executing("act_1")))
+    step = e.StepCompleted(key="a \0 b", output=raw(1), inner=("msg_1",))
+    await commit(append(root, step))
+    new = c.NewChild(agent="agent", input=raw(None), key=None, max_attempts=3, timeout_s=60)
+    child = await commit(c.call_agent(root, 1, new, child=None, reason="lost"))
+    await commit(Append(child.run_id, 1, 1, drafts(child, executing("act_2"))))
+    await commit(c.bury("worker", 1))
+    (root,) = await shop.claim(worker="second")
+    assert root.attempt == 2
+    assert store.lines() == []
+    child = await commit(c.call_agent(root, 2, new, child=child.run_id, reason="lost"))
+    retried = e.ToolExecuting(action_id="act_3", tool="tool", input=raw(None), executor="server", retry_of="act_2")
+    await commit(Append(child.run_id, 2, 2, drafts(child, retried, asking("apr_1"))))
+    await commit(c.release_runs("second"))
+    assert await shop.claim(worker="third") == []  # its child waits for a person, and so does it
+    await commit(c.resolve_approval("alice", "apr_1", c.Answer(decision="approved")))
+    (root,) = await shop.claim(worker="third")
+    assert (root.attempt, root.lost) == (3, 1)
+    await commit(c.end_run(root.run_id, c.Completed(raw("done")), fence(root)))

@@ -101,13 +101,19 @@ def _checks(checked: verify.Checked) -> Iterator[tuple[str, str]]:
     yield "order", f"{checked.events:,} events: pos without a gap, times that never fall"
     yield "threads", f"{checked.threads:,}: seq without a gap, every event its owner's, nothing after a thread's end"
     yield "payloads", f"{checked.events:,}: canonical JSON of their type"
-    yield (
-        "runs",
-        f"{checked.runs_ended:,} ended, each once and with nothing after it; {checked.runs_unfinished:,} unfinished",
-    )
+    ended = f"{checked.runs_ended:,} ended, each once and with nothing after it"
+    yield "runs", f"{ended}; {checked.runs_unfinished:,} unfinished"
+    attempts = f"{checked.attempts:,}: numbered 1, 2, 3, each supersedes the words of the one before, by name"
+    yield "attempts", f"{attempts}; nothing of an older one after it"
+    children = f"{checked.children:,}: begin, go on and end within their callers"
+    yield "children", f"{children}, in the same attempt of their root"
     yield "messages", f"{checked.messages:,}: pieces that follow each other, lengths that are right"
+    yield "actions", f"{checked.actions:,}: end once, are made again only where interrupted, and once"
+    yield "steps", f"{checked.steps:,}: once per run and key, around what their run has said and done"
+    yield "approvals", f"{checked.approvals:,}: resolved once and while they are open, each for one call with its input"
     rows = [(checked.threads, "threads"), (runs, "runs"), (checked.messages, "messages")]
-    rows += [(checked.actions, "actions"), (checked.state, "state keys")]
+    rows += [(checked.actions, "actions"), (checked.approvals, "approvals"), (checked.steps, "steps")]
+    rows += [(checked.state, "state keys")]
     yield "rows", f"equal to the fold of the log: {', '.join(f'{count:,} {name}' for count, name in rows)}"
 
 

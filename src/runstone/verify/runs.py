@@ -58,7 +58,10 @@ class UnfinishedRun:
                 yield Problem("attempt", self.stale(kind, attempt))
             case _:
                 pass
-        yield from self.work.event(data)
+        problems = list(self.work.event(data))
+        yield from problems
+        if any(problem.void for problem in problems):
+            return
         if kind in _MOVES:
             yield from self._move(kind)
         elif self.status is None and kind != "user_message":
@@ -93,9 +96,11 @@ class UnfinishedRun:
             return  # it goes with its root
         if self._cancelling:
             yield Problem("attempt", f"attempt {attempt} starts after a cancel was asked for, expected agent_cancelled")
-        if before and self._on_crash == "fail" and self._lost_now:
+        if not self._lost_now:
+            return
+        if self._on_crash == "fail":
             yield Problem("attempt", f"attempt {attempt} starts after a lost one, expected the end: on_crash is 'fail'")
-        if before and self._lost >= self._max_attempts:
+        if self._lost >= self._max_attempts:
             most = f"at most {self._max_attempts}, which is max_attempts"
             yield Problem("attempt", f"attempt {attempt} starts after {self._lost} lost ones, expected {most}")
 
@@ -103,7 +108,7 @@ class UnfinishedRun:
         if data.attempt != self.attempt or data.attempt <= self._superseded:
             said = f"attempt {self.attempt}" if self.attempt > self._superseded else "an attempt to start before"
             yield Problem("attempt", f"attempt_superseded of attempt {data.attempt}, expected {said}")
-        self._superseded = data.attempt
+        self._superseded = self.attempt
         self._lost_now = data.reason == "lost"
         self._lost += self._lost_now
 

@@ -81,6 +81,8 @@ class Work:
         for action_id, tool in sorted(self.pending.items()):
             detail = f"an attempt is superseded while its action {action_id} ({tool}) is pending"
             yield Problem("action", f"{detail}, expected it to be interrupted before")
+        self._interrupted |= self.pending
+        self.pending.clear()
         expected = (self.open | self.said.keys()) - self._kept - self._superseded
         named: set[str] = set()
         for message_id in data.messages:
