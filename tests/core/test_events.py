@@ -38,6 +38,8 @@ def filled(kind: type[e.Data], *, all_fields: bool) -> e.Data:
     values_ = {name: sample(hints[name], number) for number, name in enumerate(given)}
     if "parts" in values_:
         values_["parts"] = values.raw([{"type": "text", "text": "é"}])
+    if "expires_at" in values_:
+        values_["expires_at"] = "2026-11-20T08:15:30.123456Z"
     return kind(**values_)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 import pytest
 
@@ -12,7 +12,7 @@ from runstone.projection import ACTIVITY, KEYS, Place, Table, changes
 from runstone.states import TRANSITIONS
 from tests.core.test_events import filled
 
-PLACE = Place("thr_1", "alice", 7, 1_000)
+PLACE = Place("thr_1", "alice", pos=9, seq=7, time_us=1_000)
 
 
 def draft(name: str) -> e.Draft:
@@ -37,7 +37,7 @@ def test_a_run_gets_the_status_that_the_table_of_states_says(name: str) -> None:
         if change.table == "runs" and "status" in change.columns
     }
     if name.startswith("approval_"):
-        assert said == set()  # nobody can ask yet
+        assert said == set()  # where a run stands then is a matter of its whole family: states.standing
     else:
         assert said == reached
 
@@ -79,3 +79,36 @@ def test_a_null_deletes_a_state_key() -> None:
 def test_an_event_of_a_run_has_one() -> None:
     with pytest.raises(AssertionError, match="event of a run"):
         projection.changes(e.Draft(data=filled(e.AgentStarted, all_fields=True)), PLACE)
+
+
+@pytest.mark.parametrize("name", e.TYPES)
+def test_what_moves_a_thread_in_lists_moves_it_in_the_feed(name: str) -> None:
+    moved = [change for change in changes(draft(name), PLACE) if change.columns.get("activity_pos") == PLACE.pos]
+    assert bool(moved) == (name in ACTIVITY or name == "thread_deleted")
+    assert {change.table for change in moved} <= {"threads"}
+
+
+@pytest.mark.parametrize(("reason", "lost"), [("lost", 1), ("released", 0)])
+def test_only_a_lost_attempt_is_counted_as_lost(reason: Literal["lost", "released"], lost: int) -> None:
+    data = e.AttemptSuperseded(attempt=1, reason=reason, messages=("msg_1",))
+    *messages, run = changes(e.Draft(data=data, run_id="run_1"), PLACE)
+    assert [(change.key, change.columns) for change in messages] == [(("msg_1",), {"status": "superseded"})]
+    assert run.table == "runs"
+    assert run.add == {"lost": lost}
+
+
+def test_a_step_is_a_row_of_its_run_and_key() -> None:
+    data = e.StepCompleted(key="k", output=values.raw(1))
+    (change,) = changes(e.Draft(data=data, run_id="run_1", attempt=1), PLACE)
+    assert (change.op, change.table, change.key) == ("insert", "steps", ("run_1", "k"))
+    assert (change.columns["output"], change.columns["inner"], change.columns["seq"]) == (b"1", b"[]", 7)
+
+
+@pytest.mark.parametrize("decision", get_args(get_type_hints(e.ApprovalResolved)["decision"]))
+def test_an_approval_is_open_until_it_is_resolved(decision: Any) -> None:
+    (requested, *_) = changes(draft("approval_requested"), PLACE)
+    assert (requested.op, requested.table, requested.columns["status"]) == ("insert", "approvals", "open")
+    data = e.ApprovalResolved(approval_id="apr_1", decision=decision)
+    (resolved, *_) = changes(e.Draft(data=data, run_id="run_1"), PLACE)
+    assert (resolved.op, resolved.table, resolved.key) == ("update", "approvals", ("apr_1",))
+    assert (resolved.columns["status"], resolved.columns["resolved_at"]) == (decision, PLACE.time_us)
