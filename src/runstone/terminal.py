@@ -51,7 +51,7 @@ class Line:
     text: str
     style: str = ""
     end: str = "\n"
-    message: str = ""  # the id of the message that says it
+    message: str = ""  # the id of the message that says it, or of the question that it is about
 
 
 @dataclass
@@ -96,18 +96,27 @@ class _Run:
     said: dict[str, str] = field(default_factory=dict)  # the end of each message, to know whether its output was said
 
 
+@dataclass(frozen=True)
+class _Asked:
+    run_id: str
+    prompt: str
+
+
 class View:
     """What a person sees of a log. `fold` takes every event once, in order, and returns what now stands.
 
-    What is still under way is in `tools`, `runs` and `open_text`. A view that holds gives nothing out until its
+    What is still under way is in `tools`, `runs`, `asked` and `open_text`. `where` is how commands that are shown name
+    the server. A view that holds gives nothing out until its
     `release`: so what is superseded by then is never shown.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, where: str = "") -> None:
+        self._where = where
         self.seq = 0  # of the last event folded: where to come back to
         self.ended: Event | None = None  # the last terminal event
         self.tools: dict[str, _Tool] = {}  # at work, by action
         self.runs: dict[str, _Run] = {}  # unfinished
+        self.asked: dict[str, _Asked] = {}  # open, by approval
         self._open: dict[str, _Open] = {}  # by message
         self._held: list[Line] | None = None  # what stands, and is not to be shown yet
         self._begun: set[str] = set()  # messages that began while it was held
@@ -221,7 +230,7 @@ class View:
         tool = self.tools.get(_text(event, "action_id"))
         error = event.data.get("error")
         why = _summary(error.get("type")) if isinstance(error, dict) else ""
-        when = f"; again in {_duration(_number(event, 'delay_ms') / 1000)}" if "delay_ms" in event.data else ""
+        when = f"; again in {duration(_number(event, 'delay_ms') / 1000)}" if "delay_ms" in event.data else ""
         yield Line(f"↻ {tool.name if tool else 'a tool'} failed{why and f' ({why})'}{when}", "yellow")
 
     def _tool_completed(self, event: Event) -> Iterator[Line]:
@@ -235,10 +244,35 @@ class View:
         mark, style = {"success": ("✓", "green"), "interrupted": ("■", "yellow")}.get(status, ("✗", "red"))
         error = event.data.get("error")
         result = _error(error) if error else _summary(event.data.get("output"))
-        took = _duration(_number(event, "duration_ms") / 1000)
+        took = duration(_number(event, "duration_ms") / 1000)
         yield Line(f"{mark} {tool.label}  {took}{'  ' + result if result else ''}", style)
         for line in tool.shown():
             yield Line(f"    {line}", "dim")
+
+    # --- questions to people
+
+    def _approval_requested(self, event: Event) -> Iterator[Line]:
+        yield from self._flush()
+        approval_id, prompt = _text(event, "approval_id"), _one_line(_text(event, "prompt"))
+        self.asked[approval_id] = _Asked(event.run_id or "", prompt)
+        about = _arguments(event.data.get("input"))
+        yield Line(f"? {prompt}{about and f'  {about}'}", "yellow")
+        ways = "  or --deny" if _text(event, "kind") == "approval" else f" {_answer_option(event.data.get('schema'))}"
+        until = _text(event, "expires_at")[:16].replace("T", " ")
+        command = f"    runstone approve {clean(approval_id)}{ways}{self._where}  (until {clean(until)} UTC)"
+        yield Line(command, "dim", message=approval_id)
+
+    def _approval_resolved(self, event: Event) -> Iterator[Line]:
+        yield from self._flush()
+        approval_id, decision = _text(event, "approval_id"), clean(_text(event, "decision"))
+        asked = self.asked.pop(approval_id, None)
+        if self.holding:
+            self._superseded.add(approval_id)  # nobody has to be told how to answer it
+        mark, style = {"approved": ("✓", "green"), "answered": ("✓", "green")}.get(decision, ("■", "yellow"))
+        by, comment = clean(_text(event, "by")), _summary(event.data.get("comment"))
+        value = f": {_summary(event.data['value'])}" if event.data.get("value") is not None else ""
+        who, why = by and f" by {by}", comment and f" ({comment})"
+        yield Line(f"{mark} {asked.prompt if asked else 'a question'}  {decision}{who}{value}{why}", style)
 
     # --- runs
 
@@ -278,7 +312,7 @@ class View:
         self.ended = event
         run = self.runs.pop(event.run_id or "", None)
         started = run and (run.started or run.queued)
-        took = f" in {_duration((event.time - started).total_seconds())}" if started else ""
+        took = f" in {duration((event.time - started).total_seconds())}" if started else ""
         match event.type:
             case "agent_completed":
                 if run is not None:
@@ -314,6 +348,8 @@ _HANDLERS: dict[str, Callable[[View, Event], Iterator[Line]]] = {
     "tool_output": View._tool_output,
     "agent_retrying": View._retrying,
     "tool_completed": View._tool_completed,
+    "approval_requested": View._approval_requested,
+    "approval_resolved": View._approval_resolved,
     "agent_completed": View._ended,
     "agent_failed": View._ended,
     "agent_cancelled": View._ended,
@@ -323,8 +359,6 @@ _HANDLERS: dict[str, Callable[[View, Event], Iterator[Line]]] = {
 _NOTES: dict[str, tuple[str, Callable[[Event], str]]] = {
     "thread_deleted": ("yellow", lambda event: "■ the thread was deleted"),
     "step_completed": ("dim", lambda event: f"· step {_text(event, 'key')}".rstrip()),
-    "approval_requested": ("yellow", lambda event: f"? {_text(event, 'kind')}: {_text(event, 'prompt')}"),
-    "approval_resolved": ("yellow", lambda event: f"? {_text(event, 'decision')}"),
     "cancel_requested": ("yellow", lambda event: f"■ stopping {_text(event, 'reason')}".rstrip()),
     "artifact_created": ("blue", lambda event: f"▪ {_text(event, 'name')}"),
     "custom": ("cyan", lambda event: f"◆ {_text(event, 'name')}  {_summary(event.data.get('value'))}"),
@@ -342,6 +376,14 @@ def _text(event: Event, name: str) -> str:
 def _number(event: Event, name: str) -> int:
     value = event.data.get(name)
     return value if isinstance(value, int) else 0
+
+
+def _one_line(text: str) -> str:
+    return _summary(text, OUTPUT_CHARS_MAX)
+
+
+def _answer_option(schema: Json) -> str:
+    return "--answer TEXT" if isinstance(schema, dict) and schema.get("type") == "string" else "--json-answer JSON"
 
 
 def _items(value: Json) -> list[dict[str, Json]]:
@@ -404,13 +446,17 @@ def _usage(value: Json) -> str:
     return f"  {', '.join(said)}" if said else ""
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     seconds = max(seconds, 0.0)  # the writer's clock may be ahead of ours
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
-    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds % 60:.0f} s"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def _overwritten(line: str) -> str:
@@ -498,8 +544,11 @@ def _picture(view: View, console: Console, clock: Clock, connected: bool) -> Gro
     for tool in view.tools.values():
         below.append(Text(f"{mark} {tool.label}  {_elapsed(now, tool.started)}", "cyan"))
         below += [Text(f"    {line}", "dim") for line in tool.shown()]
-    for run in view.runs.values():
+    asking = {asked.run_id for asked in view.asked.values()}
+    for run_id, run in view.runs.items():
         state, since = ("running", run.started) if run.started else ("queued", run.queued)
+        if run_id in asking:
+            state = "waits for an answer"
         below.append(Text(f"{mark} {run.agent} {state} {_elapsed(now, since)}", "dim"))
     hint = "Ctrl-C leaves; what runs goes on" if connected else "no connection; trying again …"
     below = [*below, Text(hint, "dim")][-max(console.height - 2, 1) :]
@@ -512,4 +561,4 @@ def _picture(view: View, console: Console, clock: Clock, connected: bool) -> Gro
 
 
 def _elapsed(now: datetime, since: datetime) -> str:
-    return _duration((now - since).total_seconds())
+    return duration((now - since).total_seconds())

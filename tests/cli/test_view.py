@@ -15,7 +15,7 @@ from rich.console import Console
 
 from runstone.client import Event
 from runstone.clock import SystemClock
-from runstone.terminal import FRAME_S, OPEN_CHARS_MAX, TOOL_LINES_SHOWN, View, clean, show
+from runstone.terminal import FRAME_S, OPEN_CHARS_MAX, TOOL_LINES_SHOWN, View, _picture, clean, duration, show
 from runstone.values import Json
 
 RUN = "run_1"
@@ -437,3 +437,66 @@ async def test_a_terminal_keeps_every_line_when_the_live_region_is_gone() -> Non
     text = clean(out.getvalue())
     assert text.index("Hello") < text.index("world")
     assert text.endswith("world\n")
+
+
+def test_a_question_shows_what_is_asked_and_the_command_that_answers_it() -> None:
+    log, view = Log(), View(" --url http://there:8700")
+    until = "2026-11-21T08:15:30.000000Z"
+    asks: list[tuple[dict[str, Json], str]] = [
+        ({"kind": "approval"}, "or --deny"),
+        ({"kind": "question", "schema": {"type": "string"}}, "--answer TEXT"),
+        ({"kind": "question", "schema": {"type": "integer"}}, "--json-answer JSON"),
+    ]
+    view.fold(log("run_queued", agent="a"))
+    for number, (kind, option) in enumerate(asks):
+        data: dict[str, Json] = {"approval_id": f"apr_{number}", "prompt": "Pay\n\x1b[31m?", "input": {"cents": 5}}
+        first, second = view.fold(log("approval_requested", **data, **kind, expires_at=until))
+        assert first.text == "? Pay ?  cents=5"
+        spaces = "  " if kind["kind"] == "approval" else " "
+        command = (
+            f"    runstone approve apr_{number}{spaces}{option} --url http://there:8700  (until 2026-11-21 08:15 UTC)"
+        )
+        assert second.text == command
+    assert list(view.asked) == ["apr_0", "apr_1", "apr_2"]
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    console.print(_picture(view, console, SystemClock(), True))
+    assert "waits for an answer" in console.file.getvalue()  # type: ignore[attr-defined] # a StringIO
+
+
+def test_an_answer_shows_who_gave_it_and_why() -> None:
+    log, view = Log(), View()
+
+    def decided(decision: str, **more: Json) -> str:
+        view.fold(log("approval_requested", approval_id="apr_1", kind="approval", prompt="Pay?", input=None))
+        [line] = view.fold(log("approval_resolved", approval_id="apr_1", decision=decision, **more))
+        return line.text
+
+    assert decided("approved", by="alice", comment="fine") == "✓ Pay?  approved by alice (fine)"
+    assert decided("answered", by="alice", value=[1, 2]) == "✓ Pay?  answered by alice: [1,2]"
+    assert decided("denied", by="bob") == "■ Pay?  denied by bob"
+    assert decided("expired") == "■ Pay?  expired"
+    assert view.asked == {}
+    [line] = view.fold(log("approval_resolved", approval_id="apr_unseen", decision="denied", by="bob"))
+    assert line.text == "■ a question  denied by bob"
+
+
+def test_of_a_question_that_was_answered_before_it_is_shown_no_command_is_shown() -> None:
+    log, view = Log(), View()
+    view.hold()
+    for number in (1, 2):
+        view.fold(log("approval_requested", approval_id=f"apr_{number}", kind="approval", prompt="Pay?", input=None))
+    view.fold(log("approval_resolved", approval_id="apr_1", decision="approved", by="alice"))
+    assert [line.text.split("  or")[0] for line in view.release()] == [
+        "? Pay?",
+        "? Pay?",
+        "    runstone approve apr_2",
+        "✓ Pay?  approved by alice",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0 ms"), (0.5, "500 ms"), (59.0, "59.0 s"), (61, "1 min 1 s"), (3600, "1 h 0 min"), (86_400 * 3, "3 d 0 h")],
+)
+def test_a_duration_is_told_in_the_two_units_that_matter(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

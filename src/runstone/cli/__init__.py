@@ -5,7 +5,7 @@ from __future__ import annotations
 import stamina.instrumentation
 import typer
 
-from runstone.cli import database, following, lists, serving, verifying
+from runstone.cli import approving, database, following, lists, serving, verifying
 
 app = typer.Typer(
     name="runstone",
@@ -20,6 +20,7 @@ app.command("serve")(serving.serve)
 app.command("run")(following.run)
 app.command("tail")(following.tail)
 app.command("cancel")(following.cancel)
+app.command("approve")(approving.approve)
 app.command("threads")(lists.threads)
 app.command("runs")(lists.runs)
 app.command("verify")(verifying.check)

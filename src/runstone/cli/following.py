@@ -124,9 +124,9 @@ class Following:
 
     def __init__(self, as_json: bool, url: str | None) -> None:
         self._as_json = as_json
-        self._url = url
+        self._where = f" --url {url}" if url else ""
         self._id: str | None = None
-        self._view = View()
+        self._view = View(self._where)
 
     async def follow_run(self, handle: RunHandle, after: int) -> int:
         async with handle.events(after=after) as events:
@@ -163,11 +163,10 @@ class Following:
         raise typer.Exit(EXIT_INTERRUPTED)
 
     def say_how_to_return(self, id: str) -> None:
-        where = f" --url {self._url}" if self._url else ""
         say("Left; what runs goes on.")
-        say(f"  Come back:  runstone tail {id} --after {self._view.seq}{where}")
+        say(f"  Come back:  runstone tail {id} --after {self._view.seq}{self._where}")
         if id.startswith("run_"):
-            say(f"  Stop it:    runstone cancel {id}{where}")
+            say(f"  Stop it:    runstone cancel {id}{self._where}")
 
 
 def _input(value: str | None, as_json: bool) -> object:

@@ -30,10 +30,10 @@ def threads(limit: Limit = LIMIT_DEFAULT, as_json: AsJson = False, url: Url = No
     async def work(client: Client) -> int:
         found = await client.threads(limit=limit)
         if as_json:
-            _print_json(found)
+            print_json(found)
         else:
-            rows = [[_id(t.thread_id), _status(t.status), _time(t.updated_at), _title(t)] for t in found]
-            _print_table(["thread", "status", "active", "about"], rows, "No threads yet: `runstone run AGENT INPUT`.")
+            rows = [[id_text(t.thread_id), _status(t.status), _time(t.updated_at), _title(t)] for t in found]
+            print_table(["thread", "status", "active", "about"], rows, "No threads yet: `runstone run AGENT INPUT`.")
         return EXIT_OK
 
     session(url, token, work)
@@ -53,30 +53,30 @@ def runs(
     async def work(client: Client) -> int:
         found = await client.runs(status=status, agent=agent, thread_id=thread, limit=limit)
         if as_json:
-            _print_json(found)
+            print_json(found)
         else:
             rows = [
                 [
-                    _id(r.run_id),
+                    id_text(r.run_id),
                     Text(clean(r.agent)),
                     _status(r.status),
                     _time(r.created_at),
-                    _id(r.thread_id),
+                    id_text(r.thread_id),
                 ]
                 for r in found
             ]
-            _print_table(["run", "agent", "status", "started", "thread"], rows, "No runs: `runstone run AGENT INPUT`.")
+            print_table(["run", "agent", "status", "started", "thread"], rows, "No runs: `runstone run AGENT INPUT`.")
         return EXIT_OK
 
     session(url, token, work)
 
 
-def _print_json(found: Sequence[Resource]) -> None:
+def print_json(found: Sequence[Resource]) -> None:
     for resource in found:
         typer.echo(resource.model_dump_json())
 
 
-def _print_table(columns: list[str], rows: list[list[Text]], nothing: str) -> None:
+def print_table(columns: list[str], rows: list[list[Text]], nothing: str) -> None:
     out = console()
     if not rows:
         typer.echo(nothing, err=True)
@@ -89,7 +89,7 @@ def _print_table(columns: list[str], rows: list[list[Text]], nothing: str) -> No
     out.print(table)
 
 
-def _id(id: str) -> Text:
+def id_text(id: str) -> Text:
     return Text(id, no_wrap=True)  # to be copied whole
 
 
