@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from runstone import server
 from runstone.client import Client
+from runstone.verify import Finding, verify
 from tests.runtime.support import Place
 from tests.support.forked import DiedAtStart, ForkedServer
 from tests.support.zygote import Zygote
@@ -33,15 +35,22 @@ def note(line: object) -> int:
 class Mortal(Place):
     """A server in a process of its own, and what its agents have done outside."""
 
-    def __init__(self, client: Client, server: ForkedServer, ledger: Path) -> None:
+    def __init__(self, client: Client, process: ForkedServer, ledger: Path, deaths: int) -> None:
         self.client = client
-        self.deaths = 0
-        self._server = server
+        self.deaths = deaths
+        self._server = process
         self._ledger = ledger
 
     @property
     def ledger(self) -> list[str]:
         return self._ledger.read_text().splitlines()
+
+    def findings(self) -> list[str]:
+        """What `verify` finds wrong with the store."""
+        found: list[Finding] = []
+        with server.audit(self._server.store_url) as audit:
+            verify(audit, found.append, lambda _what, _done, _all: None, hold_s=None)
+        return [finding.line() for finding in found]
 
     def kill(self) -> None:
         """From outside; it starts again like after every other death."""
@@ -75,11 +84,16 @@ async def mortal(zygote: Zygote, folder: Path, target: str, **environment: str) 
     """`environment` is that of the first life."""
     ledger = folder / "ledger"
     ledger.touch()
-    server = ForkedServer(zygote, folder, target)
-    server.start(**{_LEDGER: str(ledger)}, **environment)
+    process = ForkedServer(zygote, folder, target)
+    deaths = 0
     try:
-        async with Client(server.url) as client:
-            place = Mortal(client, server, ledger)
+        process.start(**{_LEDGER: str(ledger)}, **environment)
+    except DiedAtStart:
+        deaths = 1
+        process.start(**{_LEDGER: str(ledger)})
+    try:
+        async with Client(process.url) as client:
+            place = Mortal(client, process, ledger, deaths)
             reviving = asyncio.create_task(place.revive())
             try:
                 yield place
@@ -87,4 +101,4 @@ async def mortal(zygote: Zygote, folder: Path, target: str, **environment: str) 
                 reviving.cancel()
                 await asyncio.wait({reviving})
     finally:
-        server.kill()
+        process.kill()
