@@ -11,12 +11,12 @@ from msgspec import Raw
 from runstone import events as e
 from runstone.clock import Clock
 from runstone.messages import MessageFold
-from runstone.projection import Change, Place, changes
-from runstone.states import TERMINAL_EVENTS
+from runstone.projection import KEYS, Change, Place, changes
+from runstone.states import FAMILY_EVENTS, TERMINAL_EVENTS, Member, standing
 from runstone.store import Store
 
 Tables: TypeAlias = "dict[str, dict[tuple[Any, ...], dict[str, Any]]]"
-TABLES = ("threads", "runs", "messages", "actions", "state")
+TABLES = tuple(KEYS)
 
 
 class EventRow(msgspec.Struct, frozen=True):
@@ -58,7 +58,20 @@ def refold(events: Iterable[EventRow]) -> Tables:
     for row in events:
         for change in changes(_draft(row, folds), Place(row.thread_id, row.user_id, row.pos, row.seq, row.time)):
             _apply(tables, change)
+        if row.type in FAMILY_EVENTS and row.run_id is not None:
+            _settle(tables, tables["runs"][row.run_id,]["root_run_id"])
     return tables
+
+
+def _settle(tables: Tables, root_run_id: str) -> None:
+    """Who waits in a family, and who does not."""
+    family: dict[str, Member] = {}
+    for (run_id,), run in tables["runs"].items():
+        if run["root_run_id"] == root_run_id and run["ended_at"] is None:
+            asked = [row for row in tables["approvals"].values() if (row["run_id"], row["status"]) == (run_id, "open")]
+            family[run_id] = Member(run["parent_run_id"], run["status"], len(asked))
+    for run_id, status in standing(family).items():
+        tables["runs"][run_id,]["status"] = status
 
 
 def _draft(row: EventRow, folds: dict[str, MessageFold]) -> e.Draft:

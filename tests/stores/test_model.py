@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -23,15 +22,19 @@ from hypothesis.stateful import (
 
 from runstone import commands as c
 from runstone import events as e
-from runstone import values
-from runstone.errors import KeyReused, NotFound, RunstoneError, StaleAttempt, ThreadBusy
+from runstone import server, values
+from runstone.clock import to_rfc3339
+from runstone.errors import KeyReused, NotFound, RunstoneError, StaleAttempt, StaleWorker, ThreadBusy
 from runstone.messages import MessageFold
 from runstone.store import Append, Command
+from runstone.verify import Finding, verify
 from tests.stores import dump
 from tests.stores.making import (
+    AGENT,
     AGENTS,
-    append,
+    asking,
     broken,
+    completed,
     custom,
     executing,
     key,
@@ -41,6 +44,7 @@ from tests.stores.making import (
     thought,
     usage,
 )
+from tests.stores.model import MAX_ATTEMPTS, Approval, Run, Thread
 from tests.stores.sqlite_database import SqliteDatabase
 from tests.support.clocks import ManualClock
 
@@ -54,31 +58,9 @@ OUTCOMES: st.SearchStrategy[c.Outcome] = st.sampled_from(
         c.Cancelled(),
     ]
 )
-
-
-class Thread(msgspec.Struct):
-    """What the model knows of a thread."""
-
-    user: str
-    id: str = ""
-    deleted: bool = False
-    runs: list[Run] = []
-
-
-class Run(msgspec.Struct):
-    """What the model knows of a run; `open` are the messages that its agent is writing."""
-
-    thread: Thread
-    run_id: str = ""
-    status: str = "queued"
-    attempt: int = 0
-    cancelled: bool = False
-    open: dict[str, MessageFold] = {}
-    made: int = 0
-
-    @property
-    def ended(self) -> bool:
-        return self.status not in {"queued", "running"}
+CHILD = c.NewChild(agent=AGENT, input=values.raw("below"), key=None, max_attempts=3, timeout_s=60)
+DEADLINE_US = round(c.CANCEL_DEADLINE_S * 1_000_000)
+MANY = 1_000
 
 
 class StoreModel(RuleBasedStateMachine):
@@ -93,7 +75,10 @@ class StoreModel(RuleBasedStateMachine):
         self.database = SqliteDatabase(Path(self.folder.name), mode)
         self.clock = ManualClock()
         self.runner = asyncio.Runner()
-        self.all_runs: list[Run] = []
+        self.time_us = 0  # of the newest commit
+        self.all_runs: list[Run] = []  # in the order they were queued
+        self.beats: dict[str, int] = {}  # of the living workers
+        self.workers: list[str] = []  # the dead ones too
         self.keys: dict[tuple[str, str], tuple[str, Run]] = {}
         self.batch: list[Append | Command] = []
         self.expected: list[Any] = []
@@ -108,6 +93,7 @@ class StoreModel(RuleBasedStateMachine):
         if hasattr(self, "store"):
             try:
                 self._commit()
+                self._verify()
             finally:
                 self.runner.run(self.store.close())
                 self.runner.close()
@@ -142,7 +128,7 @@ class StoreModel(RuleBasedStateMachine):
     def start(self, thread: Thread, user: str, on_busy: e.OnBusy, name: str | None, digest: str) -> Any:
         self._commit()
         used = self.keys.get((user, name)) if name is not None else None
-        unfinished = [run for run in thread.runs if not run.ended]
+        unfinished = thread.unfinished
         if used is not None:
             expected: type = c.Made if used[0] == digest else KeyReused
         elif thread.deleted or thread.user != user:
@@ -164,7 +150,7 @@ class StoreModel(RuleBasedStateMachine):
             assert list(made.interrupted) == [run.run_id for run in unfinished]
             for run in unfinished:
                 self._cancel(run)
-        run = Run(thread, made.id, open={})
+        run = Run(thread=thread, run_id=made.id)
         thread.runs.append(run)
         self.all_runs.append(run)
         if name is not None:
@@ -174,25 +160,26 @@ class StoreModel(RuleBasedStateMachine):
     @rule(run=runs, user=USERS)
     def cancel(self, run: Run, user: str) -> None:
         there = run.thread.user == user and not run.thread.deleted
-        self._put(c.cancel_run(user, run.run_id, "why"), (not run.ended) if there else NotFound)
+        self._now(c.cancel_run(user, run.run_id, "why"), (not run.ended) if there else NotFound)
         if there:
             self._cancel(run)
 
     def _cancel(self, run: Run) -> None:
-        if not run.ended:
-            run.cancelled = True
-            if run.status == "queued":
-                run.status = "cancelled"
+        if run.ended or run.cancel_deadline is not None:
+            return
+        run.cancel_deadline = self.time_us + DEADLINE_US
+        if run.root.owner not in self.beats:
+            run.finish(c.Cancelled())
 
     @rule(thread=threads, user=USERS)
     def delete(self, thread: Thread, user: str) -> None:
         there = thread.user == user and not thread.deleted
-        unfinished = [run for run in thread.runs if not run.ended]
+        unfinished = thread.unfinished
         self._put(c.delete_thread(user, thread.id), [run.run_id for run in unfinished] if there else NotFound)
         if there:
             thread.deleted = True
             for run in unfinished:
-                run.status, run.open = "cancelled", {}
+                run.finish(c.Cancelled())
             self.keys = {name: (digest, run) for name, (digest, run) in self.keys.items() if run.thread is not thread}
 
     @rule(thread=threads, title=TEXTS)
@@ -200,30 +187,124 @@ class StoreModel(RuleBasedStateMachine):
         command = c.update_thread(thread.user, thread.id, title=title, metadata=values.raw({"t": title}))
         self._put(command, NotFound if thread.deleted else None)
 
-    # --- what the runtime does --------------------------------------------------------------------------------
+    @precondition(lambda self: self._asked())
+    @rule(data=st.data(), user=USERS, decision=st.sampled_from(["approved", "denied", "answered"]))
+    def answer(self, data: st.DataObject, user: str, decision: Any) -> None:
+        run, approval = data.draw(st.sampled_from(self._asked()))
+        answer = c.Answer(decision=decision, value=values.raw(1) if decision == "answered" else None)
+        self._commit()
+        now = self._time()
+        before = approval.status
+        if run.thread.user != user or run.thread.deleted:
+            expected: Any = NotFound
+        elif before == "open" and approval.expires_at <= now:
+            approval.status = "expired"
+            expected = c.Answered("expired", False)
+        else:
+            approval.status = decision if before == "open" else before
+            expected = c.Answered(approval.status, approval.status == decision)  # type: ignore[arg-type]
+        self._now(c.resolve_approval(user, approval.approval_id, answer), expected)
 
-    @rule(limit=st.integers(1, 3))
-    def claim(self, limit: int) -> None:
-        heads = []
-        for run in self.all_runs:
-            before = run.thread.runs[: run.thread.runs.index(run)]
-            if run.status == "queued" and all(other.ended for other in before):
-                heads.append(run)
-        claimed = heads[:limit]
-        for run in claimed:
-            run.status, run.attempt = "running", run.attempt + 1
-        self._put(c.claim_runs(AGENTS, limit, "worker"), [run.run_id for run in claimed])
+    def _asked(self) -> list[tuple[Run, Approval]]:
+        return [(run, approval) for run in self.all_runs for approval in run.approvals.values()]
 
-    @rule(run=runs, text=TEXTS, what=st.integers(0, 7))
-    def say(self, run: Run, text: str, what: int) -> None:
-        """One thing after another that an agent may say; refused unless the run is under way."""
+    # --- workers ----------------------------------------------------------------------------------------------
+
+    @rule()
+    def register(self) -> None:
+        if len(self.beats) < 3:
+            worker = self._name("wrk")
+            self.workers.append(worker)
+            self.beats[worker] = 1
+            self._put(c.beat(worker, first=True), None)
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def beat(self, data: st.DataObject) -> None:
+        worker = self._worker(data)
+        self._put(c.beat(worker), None if worker in self.beats else StaleWorker)
+        if worker in self.beats:
+            self.beats[worker] += 1
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), stood_still=st.booleans())
+    def bury(self, data: st.DataObject, stood_still: bool) -> None:
+        worker = self._worker(data)
+        seen = self.beats.get(worker, 0) - (not stood_still)
+        dead = worker not in self.beats or stood_still
+        self._put(c.bury(worker, seen), dead)
+        if dead:
+            self.beats.pop(worker, None)
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        worker = self._worker(data)
+        owned = [run for run in self._roots() if run.attempt and not run.ended and run.owner == worker]
+        self._put(c.release_runs(worker), [run.run_id for run in owned])
+        self.beats.pop(worker, None)
+        for run in owned:
+            run.owner = None
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), limit=st.integers(1, 3))
+    def claim(self, data: st.DataObject, limit: int) -> None:
+        worker = self._worker(data)
+        if worker not in self.beats:
+            self._put(c.claim_runs(AGENTS, limit, worker), StaleWorker)
+            return
+        found = self._claimable(limit)
+        expected: list[tuple[str, int, str | None]] = []
+        for run in found:
+            reason = None if not run.attempt else "released" if run.owner is None else "lost"
+            if run.cancel_deadline is not None:
+                run.finish(c.Cancelled())
+            elif run.attempt and run.lost + (reason == "lost") >= MAX_ATTEMPTS:
+                run.finish(c.Failed("MaxAttempts", "no more"))
+            else:
+                run.begin(worker, reason)
+                expected.append((run.run_id, run.attempt, reason))
+
+        def check(result: tuple[list[c.Claimed], int]) -> None:
+            started, number = result
+            assert [(one.run.run_id, one.run.attempt, one.reason) for one in started] == expected
+            assert number == len(found)
+
+        self._put(c.claim_runs(AGENTS, limit, worker), check)
+
+    def _claimable(self, limit: int) -> list[Run]:
+        left = [
+            run
+            for run in self._roots()
+            if not run.ended
+            and run.attempt
+            and (run.status == "running" or run.cancel_deadline is not None)
+            and run.owner not in self.beats
+        ][:limit]
+        queued = [run for run in self._roots() if run.status == "queued" and run.thread.unfinished[0] is run]
+        return left + queued[: limit - len(left)]
+
+    def _roots(self) -> list[Run]:
+        return [run for run in self.all_runs if run.parent is None]
+
+    def _worker(self, data: st.DataObject) -> str:
+        """Mostly one that lives."""
+        return data.draw(st.sampled_from(list(self.beats) * 3 + self.workers))
+
+    # --- what an attempt does ---------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.all_runs)
+    @rule(data=st.data(), text=TEXTS, what=st.integers(0, 9))
+    def say(self, data: st.DataObject, text: str, what: int) -> None:
+        """One thing after another that an agent may say and do; refused unless its attempt owns the run."""
+        run = self._run(data)
         datas: list[e.Data] = []
         content = None
-        if what == 0 or not run.open:
+        if what in {0, 1, 2, 3, 4} and (what == 0 or not run.open):
             name = self._name("msg")
             datas = [started(name)]
-            if run.status == "running":
-                run.open[name] = MessageFold()
+            if run.holds:
+                run.open[name], run.messages[name] = MessageFold(), "streaming"
         elif what <= 3:
             name = sorted(run.open)[what % len(run.open)]
             fold = run.open[name]
@@ -234,45 +315,112 @@ class StoreModel(RuleBasedStateMachine):
             offset = len(str(parts[-1]["text"])) if same else 0
             make = thought if what == 3 else said
             datas = [make(name, values.mend(text), offset=offset, part=number)]
-            fold.feed(datas[0])
+            if run.holds:
+                fold.feed(datas[0])
         elif what == 4:
             name = min(run.open)
-            fold = run.open.pop(name)
+            fold = run.open[name]
             datas = [e.MessageCompleted(message_id=name, status="completed", length=fold.length)]
             content = fold.encoded()
+            if run.holds:
+                del run.open[name]
+                run.messages[name] = "completed"
         elif what == 5:
-            name = self._name("act")
-            datas = [executing(name, input=text)]
-            if run.made % 2:
-                error = values.raw({"type": "X"})
-                datas.append(e.ToolCompleted(action_id=name, status="error", error=error, duration_ms=3))
+            datas = self._act(run, text)
         elif what == 6:
             datas = [usage(input_tokens=run.made, cost=0.5), e.ThreadUpdated(title=text, by="agent")]
+        elif what == 7:
+            datas = self._step(run, text)
+        elif what == 8:
+            datas = self._ask(run, data.draw(st.sampled_from([3_000_000, 1_000_000_000])))
         else:
             value = values.raw(None if run.made % 3 == 0 else text)
             datas = [e.StateChanged(key=f"k{run.made % 2}{text[:3]}", value=value), custom("c", text)]
         run.made += 1
-        entry = append(run, *datas, content=content)  # type: ignore[arg-type] # a run has what `append` looks at
-        self._put(entry, None if run.status == "running" else StaleAttempt)
+        self._put(self._append(run, *datas, content=content), None if run.holds else StaleAttempt)
 
-    @rule(run=runs, stale=st.sampled_from([-1, 1]))
-    def say_as_another_attempt(self, run: Run, stale: int) -> None:
-        drafts = [e.Draft(data=custom("stale"), run_id=run.run_id, attempt=run.attempt + stale)]
-        self._put(Append(run.run_id, run.attempt + stale, drafts), StaleAttempt)
+    def _act(self, run: Run, text: str) -> list[e.Data]:
+        name = self._name("act")
+        interrupted = [action_id for action_id, status in run.actions.items() if status == "interrupted"]
+        begun = executing(name, input=text)
+        ends = run.made % 3 == 0
+        if run.holds:
+            run.actions[name] = "success" if ends else "pending"
+            if interrupted:
+                run.actions[interrupted[0]] = "interrupted, and made again"
+        if interrupted:
+            begun = e.ToolExecuting(
+                action_id=name, tool="tool", input=values.raw(text), executor="server", retry_of=interrupted[0]
+            )
+        return [begun, completed(name)] if ends else [begun]
 
-    @rule(run=runs, outcome=OUTCOMES, over_its_head=st.booleans())
-    def end(self, run: Run, outcome: c.Outcome, over_its_head: bool) -> None:
-        refused = run.ended or (run.status == "queued" and not over_its_head and run.attempt != 0)
-        if run.cancelled or isinstance(outcome, c.Cancelled):
-            status = "cancelled"
+    def _step(self, run: Run, text: str) -> list[e.Data]:
+        key = f"{text[:3]} {run.made}"
+        inside = [message_id for message_id, status in run.messages.items() if status == "completed"][-1:]
+        if run.holds:
+            run.steps.add(values.mend(key))
+            run.kept.update(inside)
+        return [e.StepCompleted(key=key, output=values.raw(text), inner=tuple(inside))]
+
+    def _ask(self, run: Run, for_us: int) -> list[e.Data]:
+        name = self._name("apr")
+        expires_at = self.clock.time_us + for_us
+        if run.holds:
+            run.approvals[name] = Approval(name, expires_at)
+        return [asking(name, to_rfc3339(expires_at))]
+
+    def _run(self, data: st.DataObject) -> Run:
+        """Mostly one that may write."""
+        return data.draw(st.sampled_from([run for run in self.all_runs if run.holds] * 5 + self.all_runs))
+
+    def _append(
+        self, run: Run, *datas: e.Data, attempt: int = 0, epoch: int = 0, content: bytes | None = None
+    ) -> Append:
+        number = run.attempt + attempt
+        drafts = [e.Draft(data=data, run_id=run.run_id, attempt=number, content=content) for data in datas]
+        return Append(run.run_id, number, run.epoch + epoch, drafts)
+
+    @precondition(lambda self: self.all_runs)
+    @rule(data=st.data(), attempt=st.integers(-1, 1), epoch=st.integers(-1, 1))
+    def say_as_another_attempt(self, data: st.DataObject, attempt: int, epoch: int) -> None:
+        run = self._run(data)
+        if attempt or epoch:
+            self._put(self._append(run, custom("stale"), attempt=attempt, epoch=epoch), StaleAttempt)
+
+    @precondition(lambda self: self.all_runs)
+    @rule(data=st.data())
+    def call(self, data: st.DataObject) -> None:
+        """A new child, or one of an earlier attempt once more."""
+        run = self._run(data)
+        earlier = [child for child in run.children if not child.ended and child.epoch != run.root.attempt]
+        child = earlier[0] if earlier else None
+        command = c.call_agent(
+            run,  # type: ignore[arg-type] # it has what is looked at
+            run.epoch,
+            CHILD,
+            child=None if child is None else child.run_id,
+            reason="lost",
+        )
+        outcome = self._now(command, StaleAttempt if not run.holds else lambda row: None)
+        if not run.holds:
+            return
+        if child is None:
+            child = Run(thread=run.thread, parent=run, run_id=outcome.run_id)
+            run.children.append(child)
+            self.all_runs.append(child)
+            child.begin(None, None)
         else:
-            status = "failed" if isinstance(outcome, c.Failed) else "completed"
-        if run.status == "queued" and status == "completed":
-            return  # no runtime does that
-        command = c.end_run(run.run_id, outcome, attempt=None if over_its_head else run.attempt)
-        self._put(command, StaleAttempt if refused else f"agent_{status}")
-        if not refused:
-            run.status, run.open = status, {}
+            child.begin(None, "lost")
+        assert (outcome.run_id, outcome.attempt) == (child.run_id, child.attempt)
+
+    @precondition(lambda self: self.all_runs)
+    @rule(data=st.data(), outcome=OUTCOMES, over_its_head=st.booleans())
+    def end(self, data: st.DataObject, outcome: c.Outcome, over_its_head: bool) -> None:
+        run = self._run(data)
+        fence = c.Fence(run.attempt, run.epoch)
+        holds = run.holds
+        expected = run.finish(outcome) if holds else StaleAttempt
+        self._put(c.end_run(run.run_id, outcome, fence, over_its_head=over_its_head), expected)
 
     @rule(refusal=st.booleans())
     def break_something(self, refusal: bool) -> None:
@@ -282,11 +430,9 @@ class StoreModel(RuleBasedStateMachine):
     @precondition(lambda self: self.all_runs)
     @rule(data=st.data())
     def contradict_the_rows(self, data: st.DataObject) -> None:
-        run = data.draw(st.sampled_from(self.all_runs))
+        run = self._run(data)
         done = e.ToolCompleted(action_id="act_unknown", status="success", duration_ms=0)
-        entry = append(run, custom("lost"), done)  # type: ignore[arg-type]
-        refused = StaleAttempt if run.status != "running" else RunstoneError
-        self._put(entry, refused)
+        self._put(self._append(run, custom("lost"), done), RunstoneError if run.holds else StaleAttempt)
 
     # --- time, commits and crashes ---------------------------------------------------------------------------------
 
@@ -295,40 +441,66 @@ class StoreModel(RuleBasedStateMachine):
         self.clock.time_us += us
 
     @rule()
+    def expire(self) -> None:
+        """What people did not decide in time."""
+        self._commit()
+        now = self._time()
+        over = [approval for _, approval in self._asked() if approval.status == "open" and approval.expires_at <= now]
+        for approval in over:
+            approval.status = "expired"
+        ids = {approval.approval_id for approval in over}
+        self._now(c.expire_approvals(MANY), lambda found: _same(set(found), ids))
+
+    @rule()
+    def stop_what_does_not_stop(self) -> None:
+        """Cancels whose deadline is over."""
+        self._commit()
+        now = self._time()
+        over = [run for run in self.all_runs if not run.ended and (run.cancel_deadline or now) < now]
+        ids = {run.run_id for run in over}
+        for run in over:
+            if not run.ended:
+                run.finish(c.Cancelled("parent" if run.parent in over else None))
+        self._now(c.end_stopping(MANY), lambda found: _same(set(found), ids))
+
+    @rule()
     def commit(self) -> None:
         self._commit()
 
     @rule()
     def crash(self) -> None:
-        """What is not committed is gone; what was under way is ended by the next start."""
+        """What is not committed is gone; whatever was under way is nobody's."""
         self._commit()
         self.runner.run(self.store.close())
+        self._verify()
         self._open()
-        orphans = [run for run in self.all_runs if run.status == "running"]
-        while True:
-            self._put(c.end_orphans(2), list)
-            ended = self._commit()
-            if not ended:
-                break
-            assert ended == [run.run_id for run in orphans[: len(ended)]]
-            orphans = orphans[len(ended) :]
-        assert not orphans
-        for run in self.all_runs:
-            if run.status == "running":
-                run.status, run.open = "cancelled" if run.cancelled else "failed", {}
+        self.beats = {}
+
+    def _time(self) -> int:
+        """The time of a commit made now."""
+        self.time_us = max(self.time_us, self.clock.time_us)
+        return self.time_us
+
+    def _now(self, entry: Append | Command, expected: Any) -> Any:
+        """Commits what there is, then this."""
+        self._commit()
+        self._put(entry, expected)
+        return self._commit()
 
     def _commit(self) -> Any:
         """Commits the batch and checks every outcome; returns the last."""
         if not self.batch:
             return None
+        self._time()
         batch, expected = self.batch, self.expected
         self.batch, self.expected = [], []
         outcomes = self.runner.run(self.store.commit(batch)).outcomes
         for outcome, wanted in zip(outcomes, expected, strict=True):
             if isinstance(wanted, type):
                 assert type(outcome) is wanted, f"{outcome!r} is not {wanted}"
-            elif isinstance(outcome, list) and outcome and not isinstance(outcome[0], str):
-                assert [row.run_id for row in outcome] == wanted
+            elif callable(wanted):
+                assert not isinstance(outcome, RunstoneError), outcome
+                wanted(outcome)
             else:
                 assert outcome == wanted
         return outcomes[-1]
@@ -339,14 +511,38 @@ class StoreModel(RuleBasedStateMachine):
             return
         found = self.database.dump()
         dump.check(found)
-        statuses = {key[0]: row["status"] for key, row in found.tables["runs"].items()}
-        assert statuses == {run.run_id: run.status for run in self.all_runs}
+        tables = found.tables
         for run in self.all_runs:
-            kept = found.tables["runs"][run.run_id,]
-            assert (kept["cancel_deadline"] is not None) == run.cancelled or run.thread.deleted
-        for row in found.tables["messages"].values():
-            run_status = statuses.get(row["run_id"])
-            assert row["status"] != "streaming" or run_status == "running"
+            row = tables["runs"][run.run_id,]
+            assert (row["status"], row["attempt"], row["lost"]) == (run.status, run.attempt, run.lost)
+            assert (row["cancel_deadline"] is not None) == (run.cancel_deadline is not None)
+        assert len(tables["runs"]) == len(self.all_runs)
+        self._equal(tables, "messages", {id: status for run in self.all_runs for id, status in run.messages.items()})
+        actions = {id: status.partition(",")[0] for run in self.all_runs for id, status in run.actions.items()}
+        self._equal(tables, "actions", actions)
+        self._equal(tables, "approvals", {approval.approval_id: approval.status for _, approval in self._asked()})
+        assert set(tables["steps"]) == {(run.run_id, key) for run in self.all_runs for key in run.steps}
+
+    def _equal(self, tables: dump.Tables, name: str, expected: dict[str, str]) -> None:
+        """Of messages, those that agents have said."""
+        rows = tables[name].items()
+        statuses = {key[0]: row["status"] for key, row in rows if name != "messages" or _said_by_an_agent(row)}
+        assert statuses == expected
+
+    def _verify(self) -> None:
+        """What people would run finds nothing."""
+        found: list[Finding] = []
+        with server.audit(self.database.url) as audit:
+            verify(audit, found.append, lambda _what, _done, _all: None, hold_s=None)
+        assert [finding.line() for finding in found] == []
+
+
+def _said_by_an_agent(row: dict[str, Any]) -> bool:
+    return row["run_id"] is not None and row["role"] == "assistant"
+
+
+def _same(found: set[str], expected: set[str]) -> None:
+    assert found == expected
 
 
 class LongStoreModel(StoreModel):
