@@ -19,6 +19,8 @@ async def main(question: str) -> None:
                 print(event.data["delta"], end="", flush=True)
             elif event.type == "tool_executing":
                 print(f"\n[{event.data['tool']} {event.data['input']}]")
+            elif event.type == "attempt_superseded":  # its process died; `ThreadView` takes such text back by itself
+                print("\n[what it said so far is superseded; the next attempt goes on]")
         ended = await run.result()
         print(f"\n{ended.status} at seq {ended.last_seq}")
 
