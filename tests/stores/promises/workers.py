@@ -156,7 +156,7 @@ class Workers(Promises):
         done = e.MessageCompleted(message_id="msg_done", status="completed", length=2)
         kept = e.MessageCompleted(message_id="msg_kept", status="completed", length=0)
         await shop.commit(
-            append(run, started("msg_done"), said("msg_done", "hi"), done, content=b"[]"),
+            append(run, started("msg_done"), said("msg_done", "hi"), done, content=b'[{"text":"hi","type":"text"}]'),
             append(run, started("msg_kept"), kept, content=b"[]"),
             append(run, stepped("s", "msg_kept", "act_in"), executing("act_done"), completed("act_done")),
             append(run, executing("act_open"), started("msg_open"), said("msg_open", "hal")),
