@@ -31,11 +31,7 @@ async def go_through(ordeal: Ordeal, kills: int) -> None:
         await ordeal.run(kills)
     finally:
         ordeal.server.kill()
-        print(  # noqa: T201 - pytest shows it when the test fails
-            f"{ordeal.kills} kills, {ordeal.aimed} aimed, {ordeal.died_at_start} at start; "
-            f"{ordeal.history.shown} events shown, {len(ordeal.taken_up)} attempts after others; "
-            f"died at {dict(ordeal.died)}"
-        )
+        print(ordeal.account())  # noqa: T201 - pytest shows it when the test fails
 
 
 async def killed(zygote: Zygote, folder: Path, journal_mode: str, kills: int) -> None:

@@ -103,6 +103,8 @@ class RunHistory:
         self.status: dict[str, str] = {}  # id: completed, partial or superseded, for messages that are not open
         self.actions: dict[str, str] = {}  # id: pending, success, error or interrupted
         self.approvals: dict[str, str] = {}  # id: open, or the decision
+        self.questions: dict[str, dict[str, Any]] = {}  # id: what was asked
+        self.values: dict[str, Any] = {}  # id: the answer to a question
         self._offsets: dict[tuple[str, int], int] = {}
         self._superseded_at = 0  # the seq at which the newest attempt was left
 
@@ -200,11 +202,13 @@ class RunHistory:
 
     def _approval_requested(self, data: dict[str, Any]) -> None:
         self.approvals[data["approval_id"]] = "open"
+        self.questions[data["approval_id"]] = data
 
     def _approval_resolved(self, data: dict[str, Any]) -> None:
         if self.approvals.get(data["approval_id"]) != "open":
             raise Violation(f"{data['approval_id']} was decided and was not open")
         self.approvals[data["approval_id"]] = data["decision"]
+        self.values[data["approval_id"]] = data.get("value")
 
     def _ended(self, event: Seen) -> None:
         left = [*(self.messages.keys() - self.status.keys())]

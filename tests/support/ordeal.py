@@ -48,7 +48,8 @@ class _Events(msgspec.Struct):
 class Ordeal:
     """What is done in each life of the server, and what more must hold, stands in the subclasses.
 
-    Deterministic in what it does, from its dice; when exactly a kill lands, the machine decides.
+    What it decides follows from its dice and from the number of the life, so that the decisions of a seed are always
+    the same; when exactly a kill lands, and so how far things get, the machine decides.
     """
 
     probe: dict[str, Any]  # a run that ends at once
@@ -61,7 +62,8 @@ class Ordeal:
         self.kills = self.aimed = self.died_at_start = 0
         self.died: dict[str, int] = defaultdict(int)  # by failpoint: how often it was there that it died
         self.taken_up: set[tuple[str, int]] = set()  # attempts that followed another
-        self._dice = dice
+        self._seed = dice.getrandbits(64)
+        self._dice = dice  # of the life that it has now
         self._failpoints = failpoints
         self._aim_share = aim_share
         self._environment = environment
@@ -72,6 +74,13 @@ class Ordeal:
         self._sockets = [SocketWatcher(self.history, f"socket {number}") for number in range(_SOCKETS)]
         self._streams: dict[str, StreamWatcher] = {}
         self._client = httpx2.AsyncClient(trust_env=False, timeout=30, limits=httpx2.Limits(max_connections=None))
+
+    def account(self) -> str:
+        """What it came to, for people."""
+        return (
+            f"{self.kills} kills, {self.aimed} aimed, {self.died_at_start} at start, {dict(self.died)} there; "
+            f"{self.history.shown} events shown, {len(self.taken_up)} attempts after others"
+        )
 
     # --- what the subclasses say -------------------------------------------------------------------------
 
@@ -86,12 +95,18 @@ class Ordeal:
     async def _hurry(self) -> None:
         """Once, at the end: so that every run ends."""
 
+    def _before_logs(self) -> None:
+        """Right before the logs are read."""
+
     def _check_run(self, run: Started, told: RunHistory) -> None:
         """What must hold of a run beyond what holds of all, whether it has ended or not."""
         raise NotImplementedError
 
     def _check_thread(self, thread_id: str, log: list[bytes], runs: dict[str, RunHistory]) -> None:
         """What must hold of a thread as a whole."""
+
+    def _check_file(self) -> None:
+        """At the end: what only the file can tell."""
 
     def _keeps(self, thread_id: str) -> bool:
         """Whether more is to happen in a thread whose runs have all ended."""
@@ -111,6 +126,7 @@ class Ordeal:
     # --- one life of the server --------------------------------------------------------------------------
 
     async def _round(self) -> None:
+        self._dice = random.Random(f"{self._seed} life {self.kills}")
         aim = self._dice.choice(sorted(self._failpoints)) if self._dice.random() < self._aim_share else ""
         armed = f"{aim}=kill:{self._dice.randint(*self._failpoints[aim])}" if aim else ""
         linger_s = self._dice.uniform(0, LINGER_S)
@@ -205,6 +221,7 @@ class Ordeal:
         for run in list(self._unanswered):
             await self._ask(run)
         worker = await self._worker()
+        self._before_logs()
         for thread_id in list(self._threads):
             log = await self._log(thread_id)
             self.history.compare(thread_id, log)
@@ -213,7 +230,7 @@ class Ordeal:
                 if run.thread_id == thread_id:
                     if run.run_id not in runs:
                         raise Violation(f"{run.run_id} was acknowledged and is not in the log")
-                    self._check_start(run, runs[run.run_id], worker)
+                    self._check_start(run, runs, worker)
                     self._check_run(run, runs[run.run_id])
             self._check_thread(thread_id, log, runs)
             self.taken_up |= {
@@ -228,11 +245,13 @@ class Ordeal:
                 self._done[thread_id] = len(log)
                 await self._check_messages(thread_id, runs)
 
-    def _check_start(self, run: Started, told: RunHistory, worker: str) -> None:
+    def _check_start(self, run: Started, runs: dict[str, RunHistory], worker: str) -> None:
         """A root run is the living worker's, or nobody's: waiting for people, or for its turn."""
+        told = runs[run.run_id]
+        family = [other for other in runs.values() if other.queued.get("root_run_id") == run.run_id]
         if run.cancel and not told.cancelled:
             raise Violation(f"the cancel of {run.run_id} was acknowledged and is not in the log")
-        if told.end is None and told.worker not in {None, worker} and not told.waiting:
+        if told.end is None and told.worker not in {None, worker} and not any(member.waiting for member in family):
             raise Violation(f"{run.run_id} was left under way by a dead worker")
         if told.end is not None and told.end.type == "agent_failed":
             self._check_failure(told, told.end.data["error"], worker)
