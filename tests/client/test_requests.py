@@ -14,6 +14,7 @@ from runstone import errors
 from runstone.client import Client
 from runstone.client import http as client_http
 from runstone.errors import (
+    AlreadyDecided,
     BadConfig,
     CursorGone,
     Invalid,
@@ -54,6 +55,14 @@ def thread(number: int) -> dict[str, object]:
         "thread_id": f"thr_{number}", "key": None, "title": None, "metadata": {}, "status": "idle",
         "last_message": None, "head": 1, "created_at": TIME, "updated_at": TIME,
     }  # fmt: skip
+
+
+def approval(status: str = "approved", **more: object) -> dict[str, object]:
+    return {
+        "approval_id": "apr_1", "thread_id": "thr_1", "run_id": "run_1", "action_id": None, "kind": "approval",
+        "prompt": "May I?", "input": None, "input_hash": "h", "schema": None, "status": status, "value": None,
+        "by": None, "comment": None, "created_at": TIME, "expires_at": TIME, "resolved_at": None,
+    } | more  # fmt: skip
 
 
 def problem(status: int, code: str, **more: object) -> httpx2.Response:
@@ -288,3 +297,55 @@ async def test_url_and_token_come_from_the_environment(monkeypatch: pytest.Monke
         assert await client.agents() == []
     assert str(server.requests[0].url) == "http://elsewhere.test/agents/v1/agents"
     assert server.requests[0].headers["authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize("lost", LOST)
+async def test_a_decision_whose_answer_is_lost_is_sent_again_as_it_was(
+    lost: Callable[[], httpx2.Response | Exception],
+) -> None:
+    server = Server(lost(), httpx2.Response(200, json=approval()))
+    async with server.client() as client:
+        assert (await client.approve("apr_1", comment="fine")).status == "approved"
+    first, second = server.requests
+    assert first.url.path == second.url.path == "/v1/approvals/apr_1"
+    assert json.loads(first.content) == json.loads(second.content) == {"decision": "approve", "comment": "fine"}
+
+
+async def test_each_decision_is_said_in_its_own_words_and_an_answer_may_be_null() -> None:
+    server = Server(*(httpx2.Response(200, json=approval()) for _ in range(4)))
+    async with server.client() as client:
+        await client.approve("apr_1")
+        await client.deny("apr_1", "no")
+        await client.answer("apr/1", None)
+        await client.answer("apr_1", [1])
+    assert [json.loads(request.content) for request in server.requests] == [
+        {"decision": "approve"},
+        {"decision": "deny", "comment": "no"},
+        {"decision": "answer", "value": None},
+        {"decision": "answer", "value": [1]},
+    ]
+    assert server.requests[2].url.raw_path == b"/v1/approvals/apr%2F1"
+
+
+async def test_a_decision_that_another_one_came_before_is_told_as_that() -> None:
+    server = Server(problem(409, "already_decided"))
+    async with server.client() as client:
+        with pytest.raises(AlreadyDecided):
+            await client.deny("apr_1")
+    assert len(server.requests) == 1
+
+
+async def test_what_is_asked_is_listed_of_all_runs_or_of_one() -> None:
+    page = {"approvals": [approval("open", schema={"type": "integer"})], "next_cursor": None}
+    server = Server(*(httpx2.Response(200, json=page) for _ in range(3)))
+    async with server.client() as client:
+        (one,) = await client.approvals(run_id="run_1", status="open", limit=5)
+        assert (one.status, one.schema_) == ("open", {"type": "integer"})
+        await client.run("run_1").approvals("open")
+        await client.run("run_1").approvals()
+    asked = [dict(request.url.params) for request in server.requests]
+    assert asked == [
+        {"run_id": "run_1", "status": "open", "limit": "5"},
+        {"run_id": "run_1", "status": "open", "limit": "1000"},
+        {"run_id": "run_1", "limit": "1000"},
+    ]

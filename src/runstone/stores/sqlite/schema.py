@@ -209,7 +209,7 @@ _ATTEMPTS = Migration(
         "CREATE INDEX approvals_of_user ON approvals (user_id, created_at, approval_id)",
         "CREATE INDEX approvals_of_user_by_status ON approvals (user_id, status, created_at, approval_id)",
         "CREATE INDEX approvals_of_thread ON approvals (thread_id, seq)",
-        "CREATE INDEX approvals_of_run ON approvals (run_id)",
+        "CREATE INDEX approvals_of_run ON approvals (run_id, status)",
         "CREATE INDEX approvals_open ON approvals (expires_at) WHERE status = 'open'",
         "CREATE INDEX steps_of_thread ON steps (thread_id)",
         "ALTER TABLE threads ADD COLUMN activity_pos INTEGER NOT NULL DEFAULT 0",
