@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.dice import dice
-from tests.support.forked import ForkedServer
+from tests.support.forked import MODULES, ForkedServer
 from tests.support.history import Violation
 from tests.support.ordeal import Ordeal
 from tests.support.talk import Talk
@@ -21,7 +21,7 @@ PLANTED_KILLS_MAX = 15
 
 @pytest.fixture(scope="module")
 def zygote() -> Iterator[Zygote]:
-    found = Zygote("runstone.cli", "runstone.server", "tests.support.hardy")
+    found = Zygote(*MODULES, "tests.support.hardy")
     yield found
     found.close()
 

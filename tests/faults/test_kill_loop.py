@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.dice import dice
-from tests.support.forked import ForkedServer
+from tests.support.forked import MODULES, ForkedServer
 from tests.support.toil import Toil
 from tests.support.zygote import Zygote
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def zygote() -> Iterator[Zygote]:
-    found = Zygote("runstone.cli", "runstone.server", "tests.support.crew")
+    found = Zygote(*MODULES, "tests.support.crew")
     yield found
     found.close()
 
@@ -36,7 +36,7 @@ async def killed(zygote: Zygote, folder: Path, journal_mode: str, kills: int) ->
 
 @pytest.mark.timeout(300)
 async def test_killed_hundreds_of_times_all_runs_end_and_nothing_is_done_twice(zygote: Zygote, tmp_path: Path) -> None:
-    await killed(zygote, tmp_path, "wal", 250)
+    await killed(zygote, tmp_path, "wal", 200)
 
 
 @pytest.mark.torture

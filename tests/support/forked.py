@@ -13,6 +13,14 @@ from pathlib import Path
 from tests.support.zygote import Zygote
 
 START_S = 30.0
+MODULES = (  # what `runstone serve` imports, also what it imports late
+    "encodings.idna",
+    "pydantic.v1",
+    "runstone.cli",
+    "runstone.server",
+    "uvicorn.lifespan.on",
+    "uvloop",
+)
 
 
 class DiedAtStart(Exception):
@@ -20,7 +28,7 @@ class DiedAtStart(Exception):
 
 
 class ForkedServer:
-    """The server of `ServerProcess`, in a child of a zygote that has imported `runstone.cli`."""
+    """The server of `ServerProcess`, in a child of a zygote that has imported MODULES."""
 
     def __init__(self, zygote: Zygote, folder: Path, target: str, journal_mode: str = "wal") -> None:
         self.database = folder / "runs.db"

@@ -23,7 +23,6 @@ from tests.support.watchers import GONE, SocketWatcher, StreamWatcher, attach, d
 
 Failpoints: TypeAlias = "dict[str, tuple[int, int]]"  # by name: the passage that kills, at least and at most
 
-AIMED_S = 0.8  # how long a failpoint has, before the kill comes anyway
 LINGER_S = 0.2  # the most that a server lives when nothing is aimed
 SETTLE_S = 20.0
 
@@ -53,6 +52,7 @@ class Ordeal:
     """
 
     probe: dict[str, Any]  # a run that ends at once
+    aimed_s = 0.8  # how long a failpoint has, before the kill comes anyway
 
     def __init__(
         self, server: ForkedServer, dice: random.Random, failpoints: Failpoints, *, aim_share: float, **environment: str
@@ -138,7 +138,7 @@ class Ordeal:
             await self._check()
             await self._put_to_work()
             watching = await attach(self._watchers(), self.server.url)
-            await self._live(watching, AIMED_S if aim else linger_s)
+            await self._live(watching, self.aimed_s if aim else linger_s)
         except GONE:
             pass  # it died by a failpoint before the kill
         self.died[aim] += self.server.gone

@@ -32,7 +32,7 @@ FAILPOINTS: Failpoints = {
     "agent_ended": (1, 8),
 }
 AIM_SHARE = 0.55
-UNFINISHED = 6  # root runs that are under way, or wait, at a time
+UNFINISHED = 4  # root runs that are under way, or wait, at a time
 
 _LEAVES = ("say", "say", "pay", "put", "saw", "sand", "trip", "pack")
 
@@ -93,6 +93,7 @@ class Toil(Ordeal):
     """The agents of `crew`, on a server that has its ledger in CREW_LEDGER."""
 
     probe = {"agent": "chief", "input": {"plan": []}}  # noqa: RUF012
+    aimed_s = 0.4
 
     def __init__(
         self,
