@@ -133,8 +133,13 @@ async def _three_attempts(shop: Shop, store: Store) -> None:
     child = await commit(c.call_agent(root, 1, new, child=None, reason="lost"))
     await commit(Append(child.run_id, 1, 1, drafts(child, executing("act_2"))))
     await commit(c.bury("worker", 1))
+    first = root
     (root,) = await shop.claim(worker="second")
     assert root.attempt == 2
+    assert store.lines() == []
+    # whoever was overtaken tries to go on; what verify would find of it, were it let
+    await shop.outcomes(append(first, started("msg_late")), c.end_run(first.run_id, c.Cancelled(), fence(first)))
+    await shop.outcomes(Append(child.run_id, 1, 1, drafts(child, started("msg_later"))))
     assert store.lines() == []
     child = await commit(c.call_agent(root, 2, new, child=child.run_id, reason="lost"))
     retried = e.ToolExecuting(action_id="act_3", tool="tool", input=raw(None), executor="server", retry_of="act_2")
@@ -142,6 +147,25 @@ async def _three_attempts(shop: Shop, store: Store) -> None:
     await commit(c.release_runs("second"))
     assert await shop.claim(worker="third") == []  # its child waits for a person, and so does it
     await commit(c.resolve_approval("alice", "apr_1", c.Answer(decision="approved")))
+    await shop.outcomes(c.resolve_approval("alice", "apr_1", c.Answer(decision="denied")))
     (root,) = await shop.claim(worker="third")
     assert (root.attempt, root.lost) == (3, 1)
+    await commit(c.cancel_run("alice", root.run_id, None))
     await commit(c.end_run(root.run_id, c.Completed(raw("done")), fence(root)))
+    await shop.outcomes(append(root, started("msg_last")), c.end_run(root.run_id, c.Cancelled(), fence(root)))
+
+
+async def test_a_run_may_be_let_go_of_more_often_than_it_may_be_lost(store_url: str) -> None:
+    opened = SqliteStore(store_url, SystemClock())
+    await opened.open()
+    store = Store(Path(store_url.removeprefix("sqlite:///")))
+    shop = Shop(opened)
+    run = await shop.running()
+    try:
+        for number in range(run.max_attempts + 1):
+            await shop.ask(c.release_runs("worker" if number == 0 else f"wrk_{number}"))
+            found = await shop.claim(worker=f"wrk_{number + 1}")
+            assert store.lines() == []
+            assert [row.attempt for row in found] == [number + 2]
+    finally:
+        await opened.close()
