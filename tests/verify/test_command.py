@@ -147,7 +147,7 @@ def test_a_check_that_would_hold_the_file_too_long_is_left_out_and_said_so(store
     done = command("--store", store.url, "--hold-s", "0.0000001", "--json")
     last = json.loads(done.stdout.splitlines()[-1])["checked"]
     # what is over before the first look at the clock is not left out
-    assert len(last["structure"]) + len(last["left_out"]) == 20 + 1
+    assert len(last["structure"]) + len(last["left_out"]) == 24 + 1
     _fill_many(store)
     done = command("--store", store.url, "--hold-s", "0.0000001")
     assert "left out   quick_check of many: it would hold the file longer than 1e-07 s" in done.stdout

@@ -93,8 +93,21 @@ def test_events_of_no_thread_are_found(store: Store) -> None:
             thread_no,
         )
     lines = store.lines()
-    assert has(lines, "there are events of thread_no 4000, expected a row of threads")
-    assert has(lines, "there are events of thread_no 5000, expected a row of threads")
+    for thread_no in (4000, 5000):
+        assert has(lines, "store: stretches of events", f"events of thread_no {thread_no}", "no read finds them")
+    store.sql("INSERT INTO stretches SELECT thread_no, seq, 0 FROM events WHERE thread_no >= 4000")
+    lines = store.lines()
+    for thread_no in (4000, 5000):
+        assert has(lines, f"there are events of thread_no {thread_no}, expected a row of threads")
+
+
+def test_events_that_no_read_finds_and_stretches_without_events_are_found(store: Store) -> None:
+    assert not store.lines()
+    thread_no, first_seq = store.sql("SELECT thread_no, first_seq FROM stretches LIMIT 1")[0]
+    store.sql("UPDATE stretches SET stretch = 7 WHERE thread_no = ? AND first_seq = ?", thread_no, first_seq)
+    lines = store.lines()
+    assert has(lines, f"events of thread_no {thread_no} from seq {first_seq} on stand in stretch 0")
+    assert has(lines, f"stretches says that thread_no {thread_no} has seq {first_seq} in stretch 7")
 
 
 # --- what may happen to a run ----------------------------------------------------------------------------
@@ -590,7 +603,7 @@ def test_a_store_without_a_generation_is_found(store: Store) -> None:
 @pytest.mark.parametrize(
     ("sql", "said"),
     [
-        ("DROP INDEX events_of_thread", "events_of_thread is missing"),
+        ("DROP INDEX events_in_stretch", "events_in_stretch is missing"),
         ("CREATE TABLE notes (x)", "notes is there, expected nothing of that name"),
         ("ALTER TABLE keys RENAME COLUMN made TO maker", "keys is not as its migration made it"),
     ],

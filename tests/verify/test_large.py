@@ -30,7 +30,6 @@ pytestmark = pytest.mark.slow
 
 SMALL, LARGE = 30_000, 300_000  # events
 GROWTH_KIB_MAX = 16 * 1024  # 10 times the store may need so much more memory
-EVENTS_S_MIN = 20_000  # a fifth of what one undisturbed core does
 RUNS_A_COMMIT = 100
 DELTAS = 30  # a message; many small runs leave most behind, were anything kept of them
 
@@ -143,4 +142,3 @@ def test_ten_times_the_events_in_one_thread_need_no_more_memory(tmp_path: Path) 
     small, large = costs
     assert large.events >= 10 * SMALL
     assert large.peak_kib - small.peak_kib < GROWTH_KIB_MAX, costs
-    assert large.events / large.seconds > EVENTS_S_MIN, costs

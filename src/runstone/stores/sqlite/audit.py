@@ -16,6 +16,7 @@ from runstone.projection import KEYS, Column, Table
 from runstone.stores.migrations import plan
 from runstone.stores.sqlite.connection import SqliteSchema, SqliteUrl, connect, failing, transaction
 from runstone.stores.sqlite.schema import MIGRATIONS
+from runstone.stores.sqlite.stretches import STRETCH, STRETCH_OF_EVENT, since
 
 CACHE_KIB = 16 * 1024  # of pages: a check goes through the file once
 PAGE_BYTES_MAX = 8 * 1024 * 1024  # of payloads that are read at once
@@ -24,7 +25,7 @@ _CHUNK_ROWS = 64  # between two looks at the size: 48 MiB, were all events as la
 _PROGRESS_STEPS = 10_000  # of SQLite's machine, between two looks at the clock: below a millisecond
 _UNEXPLAINED_ROWS = 1_000  # looked at in one statement
 
-_EVENTS = """
+_EVENTS = f"""
 SELECT CAST(seq AS INTEGER), pos, run_no, attempt, type, CAST(time AS INTEGER), private,
     CASE
         WHEN typeof(seq) <> 'integer' OR typeof(time) <> 'integer' THEN 'its seq or its time is no integer'
@@ -34,34 +35,50 @@ SELECT CAST(seq AS INTEGER), pos, run_no, attempt, type, CAST(time AS INTEGER), 
         WHEN typeof(payload) <> 'blob' THEN 'its payload is stored as ' || typeof(payload) || ', expected as bytes'
     END,
     payload
-FROM events WHERE thread_no = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3
+{since("?1", "?2 + 1")} ORDER BY s.first_seq, e.seq LIMIT ?3
 """
 
 # A thread that began after the others were listed is none.
 _STRAY = """
-SELECT thread_no FROM events WHERE thread_no > ?1 AND (?2 IS NULL OR thread_no < ?2)
-    AND NOT EXISTS (SELECT 1 FROM threads WHERE threads.thread_no = events.thread_no)
+SELECT thread_no FROM stretches WHERE thread_no > ?1 AND (?2 IS NULL OR thread_no < ?2)
+    AND NOT EXISTS (SELECT 1 FROM threads WHERE threads.thread_no = stretches.thread_no)
 ORDER BY thread_no LIMIT 1
 """
 
 # Per table: its rows in order, each with whether the event that makes it stands where the row says.
 _MADE_BY = """
 SELECT {id}, {seq}, {order}, EXISTS (
-    SELECT 1 FROM events WHERE thread_no = ?1 AND events.seq {where}
+    SELECT 1 {events} AND e.seq {where}
 ) FROM {table} AS r WHERE thread_id = ?2 AND {order} > ?3 ORDER BY {order} LIMIT {limit}
+"""
+# An event is only found through its thread's stretch.
+_NOT_FOUND = f"""
+SELECT found.thread_no, found.first_seq, found.stretch FROM (
+    SELECT {STRETCH} AS stretch, thread_no, min(seq) AS first_seq
+    FROM events INDEXED BY events_in_stretch GROUP BY {STRETCH}, thread_no
+) AS found LEFT JOIN stretches AS s USING (thread_no, first_seq)
+WHERE s.stretch IS NULL OR s.stretch <> found.stretch LIMIT {STRAYS_MAX}
+"""
+_NOT_THERE = f"""
+SELECT thread_no, first_seq, stretch FROM stretches AS s WHERE NOT EXISTS (
+    SELECT 1 FROM events AS e INDEXED BY events_in_stretch
+    WHERE {STRETCH_OF_EVENT} = +s.stretch AND e.thread_no = s.thread_no AND e.seq = s.first_seq
+) LIMIT {STRAYS_MAX}
 """
 _NAMED = "AND json_extract(CAST(payload AS TEXT), '$.data.{id}') = r.{id}"
 _UNEXPLAINED: dict[Table, str] = {
     "runs": _MADE_BY.format(
         table="runs",
+        events=since("?1", "r.first_seq"),
         id="run_id",
         seq="first_seq",
         order="run_no",
-        where="IN (r.first_seq, r.first_seq + 1) AND type = 'run_queued' AND events.run_no = r.run_no",
+        where="IN (r.first_seq, r.first_seq + 1) AND type = 'run_queued' AND e.run_no = r.run_no",
         limit=_UNEXPLAINED_ROWS,
     ),
     "messages": _MADE_BY.format(
         table="messages",
+        events=since("?1", "r.first_seq"),
         id="message_id",
         seq="first_seq",
         order="rowid",
@@ -70,6 +87,7 @@ _UNEXPLAINED: dict[Table, str] = {
     ),
     "actions": _MADE_BY.format(
         table="actions",
+        events=since("?1", "r.seq"),
         id="action_id",
         seq="seq",
         order="rowid",
@@ -78,6 +96,7 @@ _UNEXPLAINED: dict[Table, str] = {
     ),
     "approvals": _MADE_BY.format(
         table="approvals",
+        events=since("?1", "r.seq"),
         id="approval_id",
         seq="seq",
         order="rowid",
@@ -86,16 +105,17 @@ _UNEXPLAINED: dict[Table, str] = {
     ),
     "steps": _MADE_BY.format(
         table="steps",
+        events=since("?1", "r.seq"),
         id="key",
         seq="seq",
         order="run_id || '/' || key",
-        where="= r.seq AND type = 'step_completed' AND events.run_no = (SELECT run_no FROM runs "
+        where="= r.seq AND type = 'step_completed' AND e.run_no = (SELECT run_no FROM runs "
         "WHERE runs.run_id = r.run_id) " + _NAMED.format(id="key"),
         limit=_UNEXPLAINED_ROWS,
     ),
 }
 _COUNTED: tuple[Table, ...] = ("runs", "messages", "actions", "approvals", "steps", "state")
-_REFERRING = (*_COUNTED, "keys")  # of events too, but those are looked up one by one
+_REFERRING = (*_COUNTED, "keys", "stretches")  # of events too, but those are looked up one by one
 
 
 class SqliteAudit:
@@ -123,6 +143,8 @@ class SqliteAudit:
             yield self._bounded(f"quick_check of {table}", f'PRAGMA quick_check("{table}")', hold_s)
         for table in _REFERRING:
             yield self._bounded(f"foreign keys of {table}", f"PRAGMA foreign_key_check({table})", hold_s)
+        yield self._bounded("stretches of events", _NOT_FOUND, hold_s)
+        yield self._bounded("events of stretches", _NOT_THERE, hold_s)
 
     def _schema_problems(self) -> list[str]:
         """Where the tables and indexes are not those that the migrations make."""
@@ -146,7 +168,7 @@ class SqliteAudit:
         ]
         return sorted(problems)
 
-    def _bounded(self, name: str, pragma: str, hold_s: float | None) -> Structure:
+    def _bounded(self, name: str, sql: str, hold_s: float | None) -> Structure:
         started = self._clock.monotonic()
 
         def too_long() -> bool:
@@ -154,14 +176,18 @@ class SqliteAudit:
 
         self._db.set_progress_handler(too_long, _PROGRESS_STEPS)
         try:
-            rows = self._all(pragma)
+            rows = self._all(sql)
         except apsw.InterruptError:
             return Structure(name, unfinished=f"it would hold the file longer than {hold_s:g} s")
         except Damaged as damage:
             return Structure(name, [str(damage)])
         finally:
             self._db.set_progress_handler(None)
-        if "foreign_key_check" in pragma:
+        if sql == _NOT_FOUND:
+            return Structure(name, [_lost_events(*row) for row in rows])
+        if sql == _NOT_THERE:
+            return Structure(name, [_empty_stretch(*row) for row in rows])
+        if "foreign_key_check" in sql:
             return Structure(name, [self._dangling(*row) for row in rows])
         return Structure(name, [line for row in rows for line in str(row[0]).split("\n") if line != "ok"])
 
@@ -258,10 +284,23 @@ def _reading() -> Iterator[None]:
     try:
         with failing():
             yield
+    except apsw.SQLError as error:
+        raise Damaged(str(error)) from error  # a table or an index is gone
     except StoreFailed as failure:
         if isinstance(failure.__cause__, apsw.CorruptError | apsw.NotADBError):
             raise Damaged(str(failure.__cause__)) from failure
         raise
+
+
+def _lost_events(thread_no: int, first_seq: object, stretch: int) -> str:
+    where = f"events of thread_no {thread_no} from seq {first_seq!r} on stand in stretch {stretch}"
+    return f"{where}, expected a row of stretches that says so: no read finds them"
+
+
+def _empty_stretch(thread_no: int, first_seq: int, stretch: int) -> str:
+    return (
+        f"stretches says that thread_no {thread_no} has seq {first_seq} in stretch {stretch}, expected that event there"
+    )
 
 
 def _objects(connection: apsw.Connection) -> dict[str, str]:

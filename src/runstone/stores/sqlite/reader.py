@@ -35,6 +35,7 @@ from runstone.store import (
     ran_us,
 )
 from runstone.stores.sqlite.connection import failing, transaction
+from runstone.stores.sqlite.stretches import below, head, since
 from runstone.stores.sqlite.writer import RUN_COLUMNS, USAGE_COLUMNS, fold_message, run_row
 from runstone.values import Json, decode
 from runstone.views import Changed, FeedPage, ListQuery, Page, ThreadRef
@@ -46,23 +47,25 @@ BusyStatus: TypeAlias = Literal["running", "waiting", "queued"]
 _PAGE = """
 SELECT json_group_array(json_array(seq, run_id, attempt, type, time, private, CAST(payload AS TEXT)) ORDER BY seq)
 FROM (
-    SELECT *, sum(length(payload)) OVER (ORDER BY seq {direction}) - length(payload) AS bytes_before FROM (
-        SELECT e.seq, r.run_id, e.attempt, e.type, e.time, e.private, e.payload
-        FROM events AS e LEFT JOIN runs AS r USING (run_no)
-        WHERE e.thread_no = (SELECT thread_no FROM threads WHERE thread_id = ?1 AND user_id = ?2) AND e.user_id = ?2
-            AND e.seq {beyond} ?3
-        ORDER BY e.seq {direction} LIMIT ?4
+    SELECT *, sum(length(payload)) OVER (ORDER BY first_seq {direction}, seq {direction}) - length(payload)
+        AS bytes_before
+    FROM (
+        SELECT s.first_seq, e.seq, (SELECT run_id FROM runs WHERE runs.run_no = e.run_no) AS run_id,
+            e.attempt, e.type, e.time, e.private, e.payload
+        {events} AND e.user_id = ?2
+        ORDER BY s.first_seq {direction}, e.seq {direction} LIMIT ?4
     )
 ) WHERE bytes_before < ?5
 """
-_AFTER = _PAGE.format(direction="ASC", beyond=">")
-_BEFORE = _PAGE.format(direction="DESC", beyond="<")
+_THREAD_NO = "(SELECT thread_no FROM threads WHERE thread_id = ?1 AND user_id = ?2)"
+_AFTER = _PAGE.format(direction="ASC", events=since(_THREAD_NO, "?3 + 1"))
+_BEFORE = _PAGE.format(direction="DESC", events=below(_THREAD_NO, "?3"))
 
 _rows_of = msgspec.json.Decoder(list[tuple[int, str | None, int | None, str, int, int, str]])
 
-_THREAD = """
+_THREAD = f"""
 SELECT thread_id, key, title, metadata, created_at, updated_at,
-    coalesce((SELECT max(seq) FROM events WHERE events.thread_no = threads.thread_no), 0) AS head,
+    coalesce({head("threads.thread_no")}, 0) AS head,
     (SELECT group_concat(DISTINCT status) FROM runs
         WHERE runs.thread_id = threads.thread_id AND ended_at IS NULL AND parent_run_id IS NULL) AS busy
 FROM threads
@@ -97,6 +100,14 @@ FROM approvals WHERE {where}
 """
 _CALLED = """
 SELECT run_id, agent, input, key, status, output, error FROM runs WHERE parent_run_id = ? ORDER BY run_no
+"""
+_OF_RUN = f"""
+{
+    since(
+        "(SELECT thread_no FROM runs JOIN threads USING (thread_id) WHERE run_id = ?1)",
+        "(SELECT first_seq FROM runs WHERE run_id = ?1)",
+    )
+} AND e.run_no = (SELECT run_no FROM runs WHERE run_id = ?1) AND e.attempt NOT NULL
 """
 _FAMILY = """
 WITH RECURSIVE family (run_id) AS (
@@ -148,8 +159,7 @@ class Reader:
 
     def _head(self, user_id: str, thread_id: str) -> int:
         found = self._db.execute(
-            "SELECT max(seq) FROM events "
-            "WHERE thread_no = (SELECT thread_no FROM threads WHERE thread_id = ? AND user_id = ?)",
+            f"SELECT {head('threads.thread_no')} FROM threads WHERE thread_id = ? AND user_id = ?",
             (thread_id, user_id),
         ).get
         return int(found or 0)
@@ -199,10 +209,7 @@ class Reader:
     def _spans(self, run_id: str) -> tuple[list[Span], list[Span]]:
         """From when to when each attempt gave signs of life, and from when to when the run waited for people."""
         attempts: list[Any] = self._db.execute(
-            "SELECT min(time), max(time) FROM events "
-            "WHERE thread_no = (SELECT thread_no FROM runs JOIN threads USING (thread_id) WHERE run_id = ?1) "
-            "AND seq >= (SELECT first_seq FROM runs WHERE run_id = ?1) "
-            "AND run_no = (SELECT run_no FROM runs WHERE run_id = ?1) AND attempt NOT NULL GROUP BY attempt",
+            f"SELECT min(e.time), max(e.time) {_OF_RUN} GROUP BY e.attempt",
             (run_id,),
         ).fetchall()
         waits: list[Any] = self._db.execute(

@@ -7,6 +7,7 @@ The big table has an integer key and one narrow index: text keys and wide indexe
 from __future__ import annotations
 
 from runstone.stores.migrations import Migration
+from runstone.stores.sqlite.stretches import STRETCH
 
 _SPINE = Migration(
     version=1,
@@ -89,7 +90,15 @@ _SPINE = Migration(
             payload BLOB NOT NULL
         )
         """,
-        "CREATE UNIQUE INDEX events_of_thread ON events (thread_no, seq)",
+        f"CREATE UNIQUE INDEX events_in_stretch ON events ({STRETCH}, thread_no, seq)",
+        """
+        CREATE TABLE stretches ( -- that have events of a thread, from first_seq on
+            thread_no INTEGER NOT NULL REFERENCES threads (thread_no),
+            first_seq INTEGER NOT NULL,
+            stretch INTEGER NOT NULL,
+            PRIMARY KEY (thread_no, first_seq)
+        ) WITHOUT ROWID
+        """,
         """
         CREATE TABLE messages (
             message_id TEXT PRIMARY KEY,
@@ -159,6 +168,7 @@ _SPINE = Migration(
         "DROP TABLE state",
         "DROP TABLE actions",
         "DROP TABLE messages",
+        "DROP TABLE stretches",
         "DROP TABLE events",
         "DROP TABLE runs",
         "DROP TABLE threads",
@@ -214,12 +224,12 @@ _ATTEMPTS = Migration(
         "CREATE INDEX steps_of_thread ON steps (thread_id)",
         "ALTER TABLE threads ADD COLUMN activity_pos INTEGER NOT NULL DEFAULT 0",
         """
-        UPDATE threads SET activity_pos = (
-            SELECT max(pos) FROM events WHERE events.thread_no = threads.thread_no AND type IN (
+        UPDATE threads SET activity_pos = found.pos FROM (
+            SELECT thread_no, max(pos) AS pos FROM events WHERE type IN (
                 'thread_created', 'thread_updated', 'thread_deleted', 'user_message', 'run_queued', 'agent_started',
                 'message_completed', 'cancel_requested', 'agent_completed', 'agent_failed', 'agent_cancelled'
-            )
-        )
+            ) GROUP BY thread_no
+        ) AS found WHERE found.thread_no = threads.thread_no
         """,
         "CREATE INDEX threads_changed ON threads (user_id, activity_pos)",
         "ALTER TABLE runs ADD COLUMN lost INTEGER NOT NULL DEFAULT 0",

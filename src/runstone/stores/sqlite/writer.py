@@ -41,6 +41,7 @@ from runstone.store import (
     Unfinished,
 )
 from runstone.stores.sqlite.connection import failing, transaction
+from runstone.stores.sqlite.stretches import head, since, stretch_of
 from runstone.views import ThreadRef
 
 logger = structlog.get_logger(__name__)
@@ -53,6 +54,13 @@ _INSERT_EVENTS = {
     + ", ".join(["(" + ", ".join("?" * _EVENT_WIDTH) + ")"] * rows)
     for rows in _ROWS_A_STATEMENT
 }
+_SAID = f"""
+SELECT e.type, e.payload
+{since("(SELECT thread_no FROM threads WHERE thread_id = ?1 AND user_id = ?2)", "?3 + 1")}
+    AND e.user_id = ?2 AND e.run_no = (SELECT run_no FROM runs WHERE run_id = ?4)
+    AND e.type IN ('message_delta', 'agent_thinking', 'message_part')
+ORDER BY s.first_seq, e.seq LIMIT ?5
+"""
 _OWNED = """
 SELECT run_id FROM runs
 WHERE ended_at IS NULL AND status <> 'queued' AND parent_run_id IS NULL AND owner = ? ORDER BY run_no
@@ -75,6 +83,7 @@ RUN_COLUMNS = (
 class _Thread(msgspec.Struct):
     no: int
     head: int
+    stretch: int  # that the newest event stands in
 
 
 class _Run(msgspec.Struct):
@@ -156,8 +165,8 @@ class Writer:
         known = self._threads.get(thread_id)
         if known is None:
             row: Any = self._db.execute(
-                "SELECT thread_no, "
-                "coalesce((SELECT max(seq) FROM events AS e WHERE e.thread_no = threads.thread_no), 0) "
+                f"SELECT thread_no, coalesce({head('threads.thread_no')}, 0), coalesce((SELECT stretch FROM stretches "
+                "WHERE stretches.thread_no = threads.thread_no ORDER BY first_seq DESC LIMIT 1), -1) "
                 "FROM threads WHERE thread_id = ?",
                 (thread_id,),
             ).fetchone()
@@ -371,6 +380,9 @@ class Writer:
                 self._db.execute(_INSERT_EVENTS[count], [value for row in chunk for value in row])
                 start += count
 
+    def insert_stretches(self, rows: list[tuple[int, int, int]]) -> None:
+        self._db.executemany("INSERT INTO stretches (thread_no, first_seq, stretch) VALUES (?, ?, ?)", rows)
+
     def insert_key(self, row: KeyRow) -> None:
         self._db.execute(
             "INSERT INTO keys (user_id, kind, key, digest, made, thread_id) VALUES (?, ?, ?, ?, ?, ?)",
@@ -417,6 +429,7 @@ class _Batch:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._rows: list[tuple[object, ...]] = []
+        self._stretches: list[tuple[int, int, int]] = []
         self._time = to_rfc3339(writer.time_us).encode()
         self.events: dict[ThreadRef, list[Event]] = {}
 
@@ -434,7 +447,9 @@ class _Batch:
 
     def flush(self) -> None:
         self._writer.insert_events(self._rows)
-        self._rows = []
+        if self._stretches:
+            self._writer.insert_stretches(self._stretches)
+        self._rows, self._stretches = [], []
 
     def _append(self, entry: Append) -> None:
         run = self._writer.run(entry.run_id)
@@ -477,7 +492,11 @@ class _Batch:
                 writer.change(change)
             if kind in FAMILY_EVENTS and draft.run_id is not None:
                 self._settle(draft.run_id, draft)
-        (thread or writer.thread(ref.thread_id)).head = seq
+        thread = thread or writer.thread(ref.thread_id)
+        thread.head = seq
+        if thread.stretch != (stretch := stretch_of(pos)):
+            thread.stretch = stretch
+            self._stretches.append((thread.no, seq, stretch))
         if kind == "thread_deleted":
             writer.delete_keys(ref.thread_id)
         return pos, seq
@@ -551,10 +570,7 @@ def fold_message(
 ) -> MessageFold:
     """A streaming message from its events in the log."""
     rows = db.execute(
-        "SELECT type, payload FROM events "
-        "WHERE thread_no = (SELECT thread_no FROM threads WHERE thread_id = ?1 AND user_id = ?2) "
-        "AND user_id = ?2 AND seq > ?3 AND run_no = (SELECT run_no FROM runs WHERE run_id = ?4) "
-        "AND type IN ('message_delta', 'agent_thinking', 'message_part') ORDER BY seq LIMIT ?5",
+        _SAID,
         (thread.thread_id, thread.user_id, first_seq, run_id, limit),
     )
     found = (e.data_of(kind, payload) for kind, payload in rows)
