@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from runstone import states
 from runstone.events import TYPES
-from runstone.states import FINISHED, TERMINAL_EVENTS, TRANSITIONS, UNFINISHED, Status
+from runstone.states import FINISHED, TERMINAL_EVENTS, TRANSITIONS, UNFINISHED, Member, Status, standing
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,3 +62,45 @@ def test_before_is_after_read_backwards() -> None:
 
 def test_the_diagram_of_the_docs_is_made_from_the_table() -> None:
     assert states.diagram() in (ROOT / "ARCHITECTURE.md").read_text()
+
+
+@st.composite
+def families(draw: st.DrawFn) -> dict[str, Member]:
+    """A root and its descendants, in any order: each has a parent that was drawn before it."""
+    found: dict[str, Member] = {}
+    for number in range(draw(st.integers(1, 8))):
+        parent = draw(st.sampled_from(sorted(found))) if found else None
+        status: Status = draw(st.sampled_from(["queued", "running", "waiting"]))
+        found[f"run{number}"] = Member(parent, status, draw(st.integers(0, 2)))
+    return {run_id: found[run_id] for run_id in draw(st.permutations(sorted(found)))}
+
+
+def works(family: dict[str, Member], run_id: str) -> bool:
+    """The rule said the other way round: somebody at the ends of the calls, all the way free of questions, works."""
+    member = family[run_id]
+    if member.status == "queued":
+        return True
+    called = [id for id, other in family.items() if other.parent == run_id]
+    return not member.open_approvals and (not called or any(works(family, child) for child in called))
+
+
+@given(families())
+def test_a_family_stands_as_its_open_questions_say(family: dict[str, Member]) -> None:
+    found = standing(family)
+    assert set(found) == set(family)
+    for run_id, status in found.items():
+        queued = family[run_id].status == "queued"
+        assert (status == "queued") == queued
+        assert (status != "waiting") == works(family, run_id)
+
+
+@given(families())
+def test_where_a_family_stands_does_not_depend_on_where_it_stood_or_on_its_order(family: dict[str, Member]) -> None:
+    found = standing(family)
+    again = {run_id: member._replace(status=found[run_id]) for run_id, member in sorted(family.items())}
+    assert standing(again) == found
+
+
+@given(families())
+def test_nobody_waits_in_a_family_without_an_open_question(family: dict[str, Member]) -> None:
+    assert "waiting" not in standing({run_id: m._replace(open_approvals=0) for run_id, m in family.items()}).values()

@@ -141,6 +141,24 @@ async def test_a_call_gives_what_the_called_agent_returns_as_its_annotation_says
     assert (child.agent, child.input, child.output, child.status) == ("reports", 7, {"number": 7}, "completed")
 
 
+async def test_an_input_may_be_what_json_can_be_made_of(tmp_path: Path) -> None:
+    other = Runstone()
+
+    @other.agent
+    async def child(run: Run, report: Report, others: list[Report]) -> int:
+        return report.number + sum(other.number for other in others)
+
+    @other.agent
+    async def agent(run: Run) -> int:
+        with pytest.raises(Invalid, match="input"):
+            await run.call("child", {"report": object()})
+        found: int = await run.call("child", {"report": Report(number=1), "others": [Report(number=2)]})
+        return found
+
+    async with running(other, tmp_path) as place:
+        assert (await place.finished("agent")).output == 3
+
+
 async def test_a_family_has_one_slot_however_large_it_is(tmp_path: Path) -> None:
     async with running(app, tmp_path, slots=1) as place:
         many = [("calls", {"agent": "reports", "input": number}) for number in range(5)]

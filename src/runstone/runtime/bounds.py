@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from msgspec import Raw
+from pydantic_core import to_jsonable_python
 
 from runstone import values
 from runstone.errors import Invalid, TooLarge
-from runstone.limits import OUTPUT_BYTES_MAX, TOKENS_MAX
+from runstone.limits import INPUT_BYTES_MAX, OUTPUT_BYTES_MAX, TOKENS_MAX
 
 
 def bounded(what: str, text: str, chars_max: int) -> None:
@@ -24,3 +25,15 @@ def sized(what: str, value: object, bytes_max: int = OUTPUT_BYTES_MAX) -> Raw:
     if len(encoded) > bytes_max:
         raise TooLarge(f"The {what} is {len(encoded)} bytes; the most is {bytes_max}.")
     return Raw(encoded)
+
+
+def called_with(value: object) -> Raw:
+    """What a tool or an agent is called with, models and dataclasses included, as it is recorded.
+
+    Raises TooLarge, and Invalid for what is not JSON.
+    """
+    try:
+        plain = to_jsonable_python(value, inf_nan_mode="constants")
+    except ValueError as error:
+        raise Invalid.at("input", str(error)) from None
+    return sized("input", plain, INPUT_BYTES_MAX)

@@ -43,7 +43,7 @@ _current: ContextVar[Run | None] = ContextVar("runstone.run", default=None)
 
 T = TypeVar("T")
 OtherExecutor: TypeAlias = Literal["client", "provider", "agent"]  # what the server itself runs is a tool
-Caller: TypeAlias = "Callable[[Attempt, str, Json, str | None], Awaitable[Any]]"
+Caller: TypeAlias = "Callable[[Attempt, str, object, str | None], Awaitable[Any]]"
 
 HISTORY_MAX = 1_000  # messages, and actions, that `history` returns at most: the newest
 
@@ -197,7 +197,7 @@ class Run:
         await self._attempt.outbox.append(self._attempt.draft(data, private=True))
         return result.decode(output)
 
-    async def call(self, agent: str, input: Json = None, *, key: str | None = None) -> Any:
+    async def call(self, agent: str, input: object = None, *, key: str | None = None) -> Any:
         """Runs another agent as a part of this run; what it returns. Raises RunFailed if it does not complete.
 
         A later attempt goes on with the same run, or gets its output if it has ended.
@@ -285,12 +285,12 @@ class Run:
 
     async def _begin(self, metadata: dict[str, Json] | None = None) -> Message:
         message = Message(self._attempt, self._closed)
-        gathered(message.message_id)
         started = e.MessageStarted(message_id=message.message_id, role="assistant")
+        draft = self._attempt.draft(started, metadata=None if metadata is None else values.raw(metadata))
+        draft.payload()  # what is too large to begin is refused before anyone counts on it
+        gathered(message.message_id)
         self._open.append(message)
-        await self._outbox.append(
-            self._attempt.draft(started, metadata=None if metadata is None else values.raw(metadata))
-        )
+        await self._outbox.append(draft)
         return message
 
     async def _continue(self, metadata: dict[str, Json] | None) -> Message:

@@ -38,13 +38,13 @@ from runstone.errors import (
 )
 from runstone.failpoints import hit
 from runstone.ids import new_id
-from runstone.limits import ERROR_CHARS_MAX, INPUT_BYTES_MAX, OUTPUT_BYTES_MAX
+from runstone.limits import ERROR_CHARS_MAX, OUTPUT_BYTES_MAX
 from runstone.log import Log, Outbox
 from runstone.metrics import Metrics
 from runstone.resources import Error
 from runstone.runtime.answers import Answers
 from runstone.runtime.attempt import Attempt, gathered
-from runstone.runtime.bounds import sized
+from runstone.runtime.bounds import called_with
 from runstone.runtime.breakers import Breakers, is_failure
 from runstone.runtime.context import Run, entered
 from runstone.runtime.definitions import AgentDefinition, Agents
@@ -55,7 +55,6 @@ from runstone.runtime.resilience import Calls
 from runstone.service import Tasks
 from runstone.states import FINISHED
 from runstone.store import Command, Record, RecordedChild, RunRow
-from runstone.values import Json
 
 logger = structlog.get_logger(__name__)
 
@@ -110,11 +109,11 @@ class Executor:
             with suppress(StaleAttempt):
                 await self._log.append(end_run(row.run_id, self._failed(error, row), fence, over_its_head=True))
 
-    async def call(self, caller: Attempt, agent_name: str, input: Json, key: str | None) -> Any:
+    async def call(self, caller: Attempt, agent_name: str, input: object, key: str | None) -> Any:
         """A child run, in this process: what its agent returns. Raises RunFailed."""
         agent = self._agents.get(agent_name)
-        agent.parameters.arguments(input)
-        encoded = sized("input", input, INPUT_BYTES_MAX)
+        encoded = called_with(input)
+        agent.parameters.arguments(values.decode(encoded))
         recorded = caller.replay.child(agent.name, bytes(encoded), key)
         if recorded is not None and recorded.status in FINISHED:
             gathered(recorded.run_id)

@@ -11,7 +11,6 @@ from typing import Any, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast
 
 import msgspec
 from msgspec import Raw
-from pydantic_core import to_jsonable_python
 
 from runstone import values
 from runstone.errors import (
@@ -19,16 +18,15 @@ from runstone.errors import (
     ActionInterrupted,
     ApprovalDenied,
     BadConfig,
-    Invalid,
     ToolError,
 )
 from runstone.failpoints import hit
-from runstone.limits import INPUT_BYTES_MAX, KEY_CHARS_MAX
+from runstone.limits import KEY_CHARS_MAX
 from runstone.resources import Error
 from runstone.runtime import approvals
 from runstone.runtime.action import Action, acting
 from runstone.runtime.attempt import Attempt, gathered
-from runstone.runtime.bounds import bounded, sized
+from runstone.runtime.bounds import bounded, called_with
 from runstone.runtime.context import Run
 from runstone.runtime.definitions import check_name
 from runstone.runtime.replay import Recorded
@@ -124,7 +122,7 @@ class Tool(Generic[P, R]):
         bound = self._signature.bind_partial(*args, **kwargs)
         bound.apply_defaults()
         shown = {name: value for name, value in bound.arguments.items() if name not in self._action_names}
-        input = _input(shown)
+        input = called_with(shown)
         needs_approval = self._approval == "always"
         asked = attempt.replay.asked(self._question, bytes(input), options.key) if needs_approval else None
         earlier = attempt.replay.action(self.name, bytes(input), options.key, asked)
@@ -224,15 +222,6 @@ def _in_event_loop() -> bool:
 def _check_timeout(name: str, timeout_s: float | None) -> None:
     if timeout_s is not None and not timeout_s > 0:
         raise BadConfig(f"tool {name}: timeout_s must be above 0.")
-
-
-def _input(value: object) -> Raw:
-    """What a call is recorded with; raises TooLarge, and Invalid for what is not JSON."""
-    try:
-        plain = to_jsonable_python(value, inf_nan_mode="constants")
-    except ValueError as error:
-        raise Invalid.at("input", str(error)) from None
-    return sized("input", plain, INPUT_BYTES_MAX)
 
 
 def _error(recorded: Raw | None) -> ToolError:
