@@ -538,8 +538,9 @@ def _picture(view: View, console: Console, clock: Clock, connected: bool) -> Gro
     """What is under way, in no more rows than the screen has."""
     now = to_datetime(clock.now_us())
     mark = _SPINNER[clock.now_us() // 100_000 % len(_SPINNER)]
+    hint = "Ctrl-C leaves; what runs goes on" if connected else "no connection; trying again …"
     if view.holding:
-        return Group(Text(f"{mark} reading what there is: {view.seq:,} events", "dim"))
+        return Group(Text(f"{mark} reading what there is, up to event {view.seq:,}" if connected else hint, "dim"))
     below = []
     for tool in view.tools.values():
         below.append(Text(f"{mark} {tool.label}  {_elapsed(now, tool.started)}", "cyan"))
@@ -550,7 +551,6 @@ def _picture(view: View, console: Console, clock: Clock, connected: bool) -> Gro
         if run_id in asking:
             state = "waits for an answer"
         below.append(Text(f"{mark} {run.agent} {state} {_elapsed(now, since)}", "dim"))
-    hint = "Ctrl-C leaves; what runs goes on" if connected else "no connection; trying again …"
     below = [*below, Text(hint, "dim")][-max(console.height - 2, 1) :]
     open = [Text(line.text, line.style) for line in view.open_text()]
     text = [row for line in open for row in line.wrap(console, console.width)]
