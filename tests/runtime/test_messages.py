@@ -6,14 +6,16 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runstone import AgentError, Run, Runstone, values
+from runstone import AgentError, Run, Runstone, server, values
+from runstone.errors import TooLarge
 from runstone.resources import Run as Ended
+from runstone.verify import Finding, verify
 from tests.runtime.support import Place, running
 
 pytestmark = pytest.mark.anyio
@@ -359,6 +361,38 @@ async def test_a_message_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert run.error is not None
         assert run.error.type == "TooLarge"
         assert len((await place.message(run)).content.encode()) <= 100_000
+
+
+@app.agent
+async def says_too_much(run: Run) -> str:
+    """Asks for what cannot be recorded, and copes with that."""
+    return str(await run.step("coping", _too_much, run))
+
+
+async def _too_much(run: Run) -> str:
+    much = "x" * 900_000
+    with pytest.raises(TooLarge):
+        async with run.message(metadata={"much": much}) as message:
+            await message.write("never said")
+    with pytest.raises(TooLarge):
+        async with run.action("search", call_id=much):
+            pass
+    with pytest.raises(TooLarge):
+        await run.ask("Which one?", Literal[much])
+    await run.say("so much for that")
+    return "coped"
+
+
+async def test_what_is_too_large_to_begin_has_not_begun_and_nothing_contains_it(tmp_path: Path) -> None:
+    async with running(app, tmp_path) as place:
+        run = await place.finished("says_too_much")
+        assert (run.status, run.output) == ("completed", "coped"), run.error
+        assert (await place.message(run)).content == "so much for that"
+        assert await place.actions(run) == []
+    found: list[Finding] = []
+    with server.audit(f"sqlite:///{tmp_path}/runs.db") as audit:
+        verify(audit, found.append, lambda _what, _done, _all: None, hold_s=None)
+    assert [finding.line() for finding in found] == []
 
 
 async def test_ten_thousand_deltas_a_second_and_two_hundred_runs_at_once_lose_nothing(tmp_path: Path) -> None:

@@ -95,7 +95,6 @@ async def acting(
     """Records a call: pending from entry, a success on exit, an error if the block raises."""
     bounded("name", name, NAME_CHARS_MAX)
     action_id = action_id or new_id("act")
-    gathered(action_id)
     action = Action(attempt, name, action_id=action_id, idempotency_key=idempotency_key or action_id, private=private)
     executing = e.ToolExecuting(
         action_id=action_id,
@@ -108,6 +107,7 @@ async def acting(
         beside=UNSET if attempt.in_own_task else True,
     )
     await attempt.outbox.append(attempt.draft(executing, private=private))
+    gathered(action_id)  # not what was refused as too large
     with gathering() as ids:
         inner = (
             ids if executor == "server" else []

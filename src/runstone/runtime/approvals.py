@@ -84,7 +84,6 @@ async def _decided(
         gathered(found.approval_id)
         return _decision(found)
     approval_id = new_id("apr") if found is None else found.approval_id
-    gathered(approval_id)
     if found is None:
         expires = attempt.clock.now_us() + round(expires_in_s * 1_000_000)
         data = e.ApprovalRequested(
@@ -100,6 +99,7 @@ async def _decided(
         )
         await attempt.outbox.append(attempt.draft(data))
         hit("asked")
+    gathered(approval_id)
     with attempt.presence.asking():
         decided = await attempt.answers.wait(attempt.row.run_id, approval_id)
         hit("answered")
