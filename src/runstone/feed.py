@@ -1,4 +1,4 @@
-"""The feed on the wire: its cursors, and what changed threads become. The spec is PROTOCOL.md, section 6."""
+"""The feed on the wire: its cursors, and what changed threads become. The spec is PROTOCOL.md, section 7."""
 
 from __future__ import annotations
 

@@ -41,8 +41,11 @@ class Device:
         self.connections += 1
         self.connected.clear()
         self.caught_up.clear()
-        with contextlib.suppress(*GONE):
-            await self._follow(url)
+        try:
+            with contextlib.suppress(*GONE):
+                await self._follow(url)
+        finally:
+            self.connected.set()  # or it never will be
 
     async def _follow(self, url: str) -> None:
         raise NotImplementedError

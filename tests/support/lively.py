@@ -37,3 +37,11 @@ async def caller(run: Run, text: str) -> object:
     said = await run.call("echo", text)
     await run.call("asker")
     return said
+
+
+@app.agent
+async def titles(run: Run, count: int) -> int:
+    """Renames its thread again and again."""
+    for number in range(count):
+        await run.set_title(f"{number} of {count}")
+    return count

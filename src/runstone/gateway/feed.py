@@ -1,4 +1,4 @@
-"""The feed as Server-Sent Events: a user's threads as they change. The spec is PROTOCOL.md, section 6."""
+"""The feed as Server-Sent Events: a user's threads as they change. The spec is PROTOCOL.md, section 7."""
 
 from __future__ import annotations
 

@@ -42,8 +42,9 @@ class FeedTail:
         self._deleted_after = self.head
 
     def hinted(self) -> None:
-        self._hinted = True
-        self._wake()
+        if not self._hinted:
+            self._hinted = True
+            self._wake()
 
     def found(self, head: int) -> None:
         if head > self.head:
