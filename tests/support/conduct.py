@@ -11,7 +11,7 @@ import msgspec
 
 from tests.support.crew import UNSAFE, Plan
 from tests.support.history import RunHistory, Seen, Violation
-from tests.support.ledger import Entry
+from tests.support.ledger import SEEN, STEP, Entry
 
 Call = tuple[str, str]  # what is done, with what
 
@@ -30,25 +30,49 @@ class Act(msgspec.Struct):
 
 def check(log: Iterable[Seen], runs: Mapping[str, RunHistory], before: Iterable[Entry], after: Iterable[Entry]) -> None:
     """Raises Violation. The log is a thread's, up to any moment; the ledger was read before and after it."""
-    acts = _acts(log)
-    for entry in _of_tools(before, runs):
-        if entry.action_id not in acts:
+    events = list(log)
+    acts = _acts(events)
+    known = [entry for entry in before if entry.run_id in runs]
+    for entry in known:
+        if entry.name not in {STEP, SEEN} and entry.action_id not in acts:
             raise Violation(f"this was done and is not in the log: {entry}")
-    _check_effects(acts, _of_tools(after, runs))
+    _check_seen([entry for entry in known if entry.name == SEEN], events, acts, runs)
+    _check_effects(acts, [entry for entry in after if entry.run_id in runs and entry.name not in {STEP, SEEN}])
     by_run: dict[str, list[Act]] = defaultdict(list)
     for act in acts.values():
         by_run[act.run_id].append(act)
-    children: dict[str, list[RunHistory]] = defaultdict(list)
-    for told in runs.values():
-        if (parent := told.queued.get("parent_run_id")) is not None:
-            children[parent].append(told)
     for told in runs.values():
         if told.queued["agent"] in {"chief", "hand"}:
-            _Checked(told, by_run[told.run_id], children[told.run_id]).check()
+            _Checked(told, by_run[told.run_id], _children(told, runs)).check()
 
 
-def _of_tools(ledger: Iterable[Entry], runs: Mapping[str, RunHistory]) -> list[Entry]:
-    return [entry for entry in ledger if entry.run_id in runs and entry.name != "step"]
+def _children(parent: RunHistory, runs: Mapping[str, RunHistory]) -> list[RunHistory]:
+    return [told for told in runs.values() if told.queued.get("parent_run_id") == parent.run_id]
+
+
+def _check_seen(
+    seen: Iterable[Entry], events: Sequence[Seen], acts: Mapping[str, Act], runs: Mapping[str, RunHistory]
+) -> None:
+    """What an agent was given is in the log; so every later attempt is given the same."""
+    results = {(act.run_id, act.call[0], _canon(act.outcome)) for act in acts.values()}
+    steps = Counter(event.run_id for event in events if event.type == "step_completed")
+    given: Counter[tuple[str, int, str]] = Counter()
+    for entry in seen:
+        told = runs[entry.run_id]
+        given[entry.run_id, entry.attempt, entry.item] += 1
+        match entry.item:
+            case "step":
+                recorded = steps[entry.run_id]
+            case "call":
+                recorded = sum(child.end is not None for child in _children(told, runs))
+            case "approve" | "ask":
+                recorded = sum(decision != "open" for decision in told.approvals.values())
+            case tool:
+                denied = tool == "sign" and "denied" in told.approvals.values()
+                result = entry.run_id, tool, _canon(json.loads(entry.receipt))
+                recorded = len(acts) if denied or result in results else 0
+        if given[entry.run_id, entry.attempt, entry.item] > recorded:
+            raise Violation(f"an agent was given what is not in the log: {entry}")
 
 
 def _acts(log: Iterable[Seen]) -> dict[str, Act]:

@@ -7,6 +7,7 @@ and from what the tools returned.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Awaitable
@@ -79,7 +80,7 @@ async def trip(item: str, action: Action) -> str:
 @app.tool(idempotent=True)
 async def pack(item: str, action: Action) -> str:
     """Calls another tool, one that must not be called twice."""
-    inner = await _tried(pay(f"{item} in a box"))  # type: ignore[call-arg] # `action` is given by Runstone
+    inner = await _tried(pay(f"{item} in a box"))  # type: ignore[call-arg] # the same as below
     await _effect("pack", item, action)
     return f"{inner}"
 
@@ -110,20 +111,30 @@ async def _do(run: Run, item: Item) -> Any:
     match item["do"]:
         case "say":
             return await _say(run, item["item"])
-        case "step":
-            return await run.step(item["item"], _step, run, item)
         case "side":
             return await asyncio.gather(*[_do(run, one) for one in item["plan"]])
+        case "fail":
+            raise AgentError(item["item"])
+        case kind:
+            result = await _asked_for(run, kind, item)
+            seen = ledger.Entry(run.id, run.attempt, ledger.SEEN, kind, json.dumps(result))
+            ledger.note(os.environ[LEDGER], seen)  # at once: what it was given, it was given
+            return result
+
+
+async def _asked_for(run: Run, kind: str, item: Item) -> Any:
+    """What is recorded before the agent gets it."""
+    match kind:
+        case "step":
+            return await run.step(item["item"], _step, run, item)
         case "call":
             return await _tried(run.call("hand", {"plan": item["plan"]}))
         case "approve":
             return (await run.approve(item["item"])).status
         case "ask":
             return await run.ask(item["item"], int)
-        case "fail":
-            raise AgentError(item["item"])
         case tool:
-            return await _tried(TOOLS[tool](item["item"]))  # type: ignore[call-arg] # the same
+            return await _tried(TOOLS[tool](item["item"]))  # type: ignore[call-arg] # `action` is given by Runstone
 
 
 async def _say(run: Run, text: str) -> None:
@@ -135,7 +146,7 @@ async def _say(run: Run, text: str) -> None:
 
 
 async def _step(run: Run, item: Item) -> list[Any]:
-    ledger.note(os.environ[LEDGER], ledger.Entry(run.id, run.attempt, "step", item["item"], uuid4().hex))
+    ledger.note(os.environ[LEDGER], ledger.Entry(run.id, run.attempt, ledger.STEP, item["item"], uuid4().hex))
     return [await _do(run, one) for one in item["plan"]]
 
 

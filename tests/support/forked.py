@@ -74,6 +74,13 @@ class ForkedServer:
             raise DiedAtStart
         raise AssertionError(f"the server did not start ({code}):\n{self.log.read_text()[-4000:]}")
 
+    def terminate(self) -> int:
+        """SIGTERM; returns the exit code."""
+        assert self._pid is not None, "not started"
+        pid, self._pid = self._pid, None
+        os.kill(pid, signal.SIGTERM)
+        return self._zygote.wait(pid)
+
     @property
     def gone(self) -> bool:
         """Whether it has ended by itself."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from contextlib import suppress
 from itertools import count
@@ -65,7 +67,7 @@ async def stubborn(run: Run, tag: str) -> None:
             await asyncio.sleep(0.002)
 
 
-@app.agent
+@app.agent(on_crash="fail")
 async def blocker(run: Run, seconds: float) -> None:
     """Holds the event loop, as code does that was not written for one."""
     await run.say("before")
@@ -91,3 +93,25 @@ async def patient(run: Run, seconds: float) -> None:
     """Waits for a tool that runs in a thread, and cannot be stopped there."""
     await run.say("before")
     await slow(seconds)
+
+
+@app.agent
+async def asker(run: Run) -> str:
+    """Waits for a person."""
+    return (await run.approve("Go on?")).status
+
+
+@app.agent
+async def deadly(run: Run) -> None:
+    """Takes its worker along, each time."""
+    await run.say(f"attempt {run.attempt}")
+    await run.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.agent(max_attempts=1000)
+async def steady(run: Run, steps: int) -> int:
+    """Gets further in every attempt."""
+    for number in range(steps):
+        await run.step(f"step {number}", asyncio.sleep, 0.02)
+    return steps

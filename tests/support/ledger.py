@@ -9,21 +9,20 @@ from pathlib import Path
 
 import msgspec
 
+STEP = "step"  # a step's function began; the item is its key
+SEEN = "seen"  # an agent was given a result; the item is what it did
+
 
 class Entry(msgspec.Struct, frozen=True):
-    """One execution of a tool's or a step's function."""
+    """One execution of a tool's or a step's function, or what an agent was given."""
 
     run_id: str
     attempt: int
-    name: str  # of the tool; of a step its key
+    name: str  # of the tool, or STEP or SEEN
     item: str
-    receipt: str  # of this very execution
+    receipt: str  # of this very execution, or the result
     action_id: str = ""
     key: str = ""  # for idempotence
-
-    @property
-    def call(self) -> tuple[str, str, str]:
-        return self.run_id, self.name, self.item
 
 
 def note(path: str, entry: Entry) -> None:

@@ -18,18 +18,18 @@ from tests.support.history import RunHistory, Violation, parse
 from tests.support.ordeal import Failpoints, Ordeal, Started
 
 FAILPOINTS: Failpoints = {
-    "before_commit": (1, 80),
-    "after_commit": (1, 80),
-    "before_hint": (1, 80),
-    "claimed": (1, 6),
-    "tool_starting": (1, 25),
-    "tool_ended": (1, 25),
-    "step_ended": (1, 8),
-    "child_called": (1, 8),
-    "child_ended": (1, 6),
-    "asked": (1, 3),
-    "answered": (1, 3),
-    "agent_ended": (1, 8),
+    "before_commit": (1, 40),
+    "after_commit": (1, 40),
+    "before_hint": (1, 40),
+    "claimed": (1, 4),
+    "tool_starting": (1, 10),
+    "tool_ended": (1, 10),
+    "step_ended": (1, 4),
+    "child_called": (1, 4),
+    "child_ended": (1, 3),
+    "asked": (1, 2),
+    "answered": (1, 2),
+    "agent_ended": (1, 4),
 }
 AIM_SHARE = 0.55
 UNFINISHED = 4  # root runs that are under way, or wait, at a time
@@ -205,7 +205,7 @@ class Toil(Ordeal):
         recorded = _recorded(self.server.database)
         begun: set[tuple[str, str, int]] = set()
         for entry in ledger.entries(self._ledger):
-            if entry.name != "step":
+            if entry.name != ledger.STEP:
                 continue
             making = entry.run_id, entry.item, entry.attempt
             if making in begun or entry.attempt > recorded.get((entry.run_id, entry.item), entry.attempt):

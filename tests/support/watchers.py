@@ -102,6 +102,10 @@ class StreamWatcher(_Watcher):
         super().__init__(history, name)
         self._client = client
 
+    def use(self, client: httpx2.AsyncClient) -> None:
+        """From the next `follow` on."""
+        self._client = client
+
     async def _follow(self, url: str) -> None:
         (place,) = self.places.values()
         headers = {"accept": "text/event-stream", "last-event-id": str(place.cursor)}
