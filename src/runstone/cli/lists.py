@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, TypeAlias
 
+import msgspec
 import typer
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from runstone.cli.session import EXIT_OK, AsJson, Token, Url, console, session
-from runstone.client import Client
+from runstone.cli.session import EXIT_INTERRUPTED, EXIT_OK, AsJson, Token, Url, console, session
+from runstone.client import Client, FeedItem
 from runstone.resources import Resource, Thread
 from runstone.terminal import clean
 
@@ -21,22 +22,36 @@ PIPE_WIDTH_CHARS = 200  # a pipe has no width: wide enough that no row is broken
 
 Limit: TypeAlias = Annotated[int, typer.Option("--limit", min=1, help="How many, newest activity first.")]
 
+_THREAD = ["thread", "status", "active", "about"]
+
 STYLES = {"running": "cyan", "queued": "cyan", "waiting": "yellow", "failed": "red", "cancelled": "yellow"}
 
 
-def threads(limit: Limit = LIMIT_DEFAULT, as_json: AsJson = False, url: Url = None, token: Token = None) -> None:
-    """List threads."""
+def threads(
+    limit: Limit = LIMIT_DEFAULT,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay, and show what changes.")] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """List threads; Ctrl-C ends following them."""
 
     async def work(client: Client) -> int:
         found = await client.threads(limit=limit)
         if as_json:
             print_json(found)
         else:
-            rows = [[id_text(t.thread_id), _status(t.status), _time(t.updated_at), _title(t)] for t in found]
-            print_table(["thread", "status", "active", "about"], rows, "No threads yet: `runstone run AGENT INPUT`.")
+            print_table(_THREAD, [_row(t) for t in found], "No threads yet: `runstone run AGENT INPUT`.")
+        if follow:
+            async with client.feed(after=found.feed) as feed:
+                async for change in feed:
+                    _print_change(change, as_json)
         return EXIT_OK
 
-    session(url, token, work)
+    try:
+        session(url, token, work)
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def runs(
@@ -69,6 +84,21 @@ def runs(
         return EXIT_OK
 
     session(url, token, work)
+
+
+def _print_change(change: FeedItem, as_json: bool) -> None:
+    """A line, and as JSON the same object as in the feed."""
+    if as_json and change.thread is not None:
+        print_json([change.thread])
+    elif as_json:
+        typer.echo(msgspec.json.encode({"thread_id": change.thread_id, "deleted": True}))
+    else:
+        row = [id_text(change.thread_id), Text("deleted", "dim")] if change.thread is None else _row(change.thread)
+        console().print(Text("  ").join(row), soft_wrap=True)
+
+
+def _row(thread: Thread) -> list[Text]:
+    return [id_text(thread.thread_id), _status(thread.status), _time(thread.updated_at), _title(thread)]
 
 
 def print_json(found: Sequence[Resource]) -> None:
