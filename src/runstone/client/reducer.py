@@ -124,7 +124,7 @@ class ThreadView:
 
     def _preview(self) -> Preview | None:
         for message in reversed(self._known.messages.values()):
-            if message.status != "superseded":
+            if message.status != "superseded" and self._is_of(message.run_id, None, children=False):
                 shown = self._so_far(message)
                 members = {name: getattr(shown, name) for name in Preview.model_fields}
                 return Preview(**members | {"content": shown.content[:PREVIEW_CHARS_MAX]})
