@@ -32,7 +32,7 @@ def _fresh() -> None:
 @pytest.fixture(autouse=True)
 def _short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runstone.runtime.executor.CANCEL_DEADLINE_S", DEADLINE_S)
-    monkeypatch.setattr("runstone.commands.CANCEL_DEADLINE_S", DEADLINE_S)
+    monkeypatch.setattr("runstone.commands.runs.CANCEL_DEADLINE_S", DEADLINE_S)
 
 
 def agents(*, without: str = "") -> Runstone:

@@ -322,7 +322,7 @@ async def test_a_child_that_is_ended_over_its_head_is_an_error_in_its_caller_whi
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever enforces the deadline of its cancel first: the attempt itself, or the look at what is past its time."""
-    monkeypatch.setattr("runstone.commands.CANCEL_DEADLINE_S", 0.1)
+    monkeypatch.setattr("runstone.commands.runs.CANCEL_DEADLINE_S", 0.1)
     async with running(app, tmp_path) as place:
         handle = await place.start("copes", {"agent": "sleeps", "input": "ignores"})
         child = await child_of(place, handle, "sleeps")
