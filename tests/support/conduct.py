@@ -68,7 +68,7 @@ def _check_seen(
             case "approve" | "ask":
                 recorded = sum(decision != "open" for decision in told.approvals.values())
             case tool:
-                denied = tool == "sign" and "denied" in told.approvals.values()
+                denied = tool == "sign" and not {*told.approvals.values()} <= {"open", "approved"}
                 result = entry.run_id, tool, _canon(json.loads(entry.receipt))
                 recorded = len(acts) if denied or result in results else 0
         if given[entry.run_id, entry.attempt, entry.item] > recorded:

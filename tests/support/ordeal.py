@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import subprocess
 import sys
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,6 +26,8 @@ from tests.support.watchers import GONE, SocketWatcher, StreamWatcher, attach, d
 Failpoints: TypeAlias = "dict[str, tuple[int, int]]"  # by name: the passage that kills, at least and at most
 
 LINGER_S = 0.2  # the most that a server lives when nothing is aimed
+DRAIN_S = 0.8  # the most that it has to end by itself
+LATE_S = 20.0  # when it ends by itself or not at all
 SETTLE_S = 20.0
 
 _SOCKETS = 2  # watchers of everything; each thread has a stream of its own besides
@@ -53,13 +57,14 @@ class Ordeal:
 
     probe: dict[str, Any]  # a run that ends at once
     aimed_s = 0.8  # how long a failpoint has, before the kill comes anyway
+    drain_share = 0.0  # of the lives, those that end by SIGTERM; some of them are killed meanwhile
 
     def __init__(
         self, server: ForkedServer, dice: random.Random, failpoints: Failpoints, *, aim_share: float, **environment: str
     ) -> None:
         self.server = server
         self.history = History()
-        self.kills = self.aimed = self.died_at_start = 0
+        self.kills = self.aimed = self.died_at_start = self.drained = 0
         self.died: dict[str, int] = defaultdict(int)  # by failpoint: how often it was there that it died
         self.taken_up: set[tuple[str, int]] = set()  # attempts that followed another
         self._seed = dice.getrandbits(64)
@@ -79,6 +84,7 @@ class Ordeal:
         """What it came to, for people."""
         return (
             f"{self.kills} kills, {self.aimed} aimed, {self.died_at_start} at start, {dict(self.died)} there; "
+            f"{self.drained} ended by themselves; "
             f"{self.history.shown} events shown, {len(self.taken_up)} attempts after others"
         )
 
@@ -130,6 +136,9 @@ class Ordeal:
         aim = self._dice.choice(sorted(self._failpoints)) if self._dice.random() < self._aim_share else ""
         armed = f"{aim}=kill:{self._dice.randint(*self._failpoints[aim])}" if aim else ""
         linger_s = self._dice.uniform(0, LINGER_S)
+        drain_s = self._dice.uniform(0, DRAIN_S) if self._dice.random() < self.drain_share else None
+        if aim == "released":
+            drain_s = LATE_S
         if not await self._start(armed):
             self.died[aim] += 1
             return
@@ -138,15 +147,17 @@ class Ordeal:
             await self._check()
             await self._put_to_work()
             watching = await attach(self._watchers(), self.server.url)
-            await self._live(watching, self.aimed_s if aim else linger_s)
+            await self._live(watching, linger_s if aim in {"", "released"} else self.aimed_s)
         except GONE:
             pass  # it died by a failpoint before the kill
-        self.died[aim] += self.server.gone
-        code = await asyncio.to_thread(self.server.kill)
-        if code != -9:
+        by_itself = self.server.gone
+        code = await asyncio.to_thread(self.server.kill if drain_s is None else partial(self.server.drain, drain_s))
+        self.drained += code == 0
+        if code != -signal.SIGKILL and (code != 0 or drain_s is None):
             raise Violation(f"the server ended with {code}:\n{self.server.log.read_text()[-4000:]}")
         self.kills += 1
         self.aimed += bool(aim)
+        self.died[aim] += by_itself or aim == "released"
         await asyncio.gather(*watching)
         self._retire()
 

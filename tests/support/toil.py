@@ -30,6 +30,7 @@ FAILPOINTS: Failpoints = {
     "asked": (1, 2),
     "answered": (1, 2),
     "agent_ended": (1, 4),
+    "released": (1, 1),
 }
 AIM_SHARE = 0.55
 UNFINISHED = 4  # root runs that are under way, or wait, at a time
@@ -94,6 +95,7 @@ class Toil(Ordeal):
 
     probe = {"agent": "chief", "input": {"plan": []}}  # noqa: RUF012
     aimed_s = 0.4
+    drain_share = 0.1
 
     def __init__(
         self,
@@ -103,7 +105,9 @@ class Toil(Ordeal):
         aim_share: float = AIM_SHARE,
     ) -> None:
         self._ledger = server.database.with_name("ledger")
-        super().__init__(server, dice, failpoints, aim_share=aim_share, **{LEDGER: str(self._ledger)})
+        super().__init__(
+            server, dice, failpoints, aim_share=aim_share, **{LEDGER: str(self._ledger)}, RUNSTONE_GRACE_S="0.2"
+        )
         self._plans = Plans(self._seed)
         self._number = 0
         self._looks: defaultdict[str, int] = defaultdict(int)  # at runs and approvals
