@@ -98,6 +98,8 @@ async def mortal(zygote: Zygote, folder: Path, target: str, **environment: str) 
             try:
                 yield place
             finally:
+                if reviving.done():
+                    reviving.result()  # why it could not be started again
                 reviving.cancel()
                 await asyncio.wait({reviving})
     finally:

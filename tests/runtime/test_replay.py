@@ -311,6 +311,9 @@ async def diverges(run: Run, how: str) -> list[Any]:
         found = [*await asyncio.gather(counts(f"path {number}"), counts(f"side {number}"))]
     elif how == "idempotent":
         found = [await reads(f"path {number}")]
+    elif how == "beside":
+        found = [] if number == 1 else [*await asyncio.gather(counts("another"))]
+        found.append(await counts("own"))
     elif how == "longer":
         found = [await counts(f"path {step}") for step in range(number)]
     else:
@@ -327,6 +330,7 @@ async def diverges(run: Run, how: str) -> list[Any]:
         ("idempotent", ["path 2"], ["reads path 1", "reads path 2"]),
         ("longer", [1, 2], ["path 0", "path 1"]),
         ("fewer", ["x"], ["path 1", "reads x"]),
+        ("beside", [2, 1], ["own", "another"]),
     ],
 )
 async def test_a_path_that_may_differ_is_taken(

@@ -123,7 +123,7 @@ async def test_the_first_attempt_too_gets_what_the_annotation_says(tmp_path: Pat
         assert (await place.finished("agent")).output == ["dict", "Point"]
 
 
-async def test_a_key_is_used_once_in_an_attempt(tmp_path: Path) -> None:
+async def test_a_key_makes_one_step_in_an_attempt(tmp_path: Path) -> None:
     other = Runstone()
     done: list[int] = []
 
@@ -134,15 +134,16 @@ async def test_a_key_is_used_once_in_an_attempt(tmp_path: Path) -> None:
             await run.step("one", done.append, 2)
         with pytest.raises(ZeroDivisionError):
             await run.step("fails", lambda: 1 / 0)
+        await run.step("fails", done.append, 3)  # it was not made, so it may be tried again
         with pytest.raises(ValueError, match="'fails' was made before"):
-            await run.step("fails", done.append, 3)
+            await run.step("fails", done.append, 4)
         with pytest.raises(Invalid):
-            await run.step("k" * 1000, done.append, 4)
+            await run.step("k" * 1000, done.append, 5)
         return ["went on"]
 
     async with running(other, tmp_path) as place:
         assert (await place.finished("agent")).output == ["went on"]
-    assert done == [1]
+    assert done == [1, 3]
 
 
 async def test_what_is_no_json_or_too_large_is_an_error_and_is_not_recorded(tmp_path: Path) -> None:
