@@ -247,7 +247,7 @@ ALL_KINDS: list[Node] = [
 
 
 @pytest.mark.slow
-@settings(quickly, max_examples=12)
+@settings(quickly, max_examples=8)
 @given(found=programs, kills=kills)
 def test_a_program_that_is_killed_comes_to_the_same_and_does_nothing_unsafe_twice(
     found: list[Node], kills: list[list[float]]

@@ -13,7 +13,7 @@ from runstone import Action, ActionDiverged, ActionInterrupted, Run, Runstone, T
 from tests.runtime.mortal import die, mortal, note
 from tests.support.zygote import Zygote
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 HERE = "tests.runtime.test_replay:app"
 

@@ -18,7 +18,7 @@ from tests.runtime.mortal import die, mortal, note
 from tests.runtime.support import running
 from tests.support.zygote import Zygote
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 HERE = "tests.runtime.test_steps:app"
 
