@@ -355,8 +355,8 @@ class StoreModel(RuleBasedStateMachine):
         elif what == 6:
             datas = [usage(input_tokens=run.made, cost=0.5), e.ThreadUpdated(title=text, by="agent")]
         elif what == 7:
-            datas = self._step(run, text)
-        elif what == 8:
+            datas, content = self._step(run, text), b"[]"
+        elif what == 8 and text == "a":  # a run that waits is not taken up
             datas = self._ask(run, data.draw(st.sampled_from([3_000_000, 1_000_000_000])))
         else:
             value = values.raw(None if run.made % 3 == 0 else text)
@@ -380,12 +380,14 @@ class StoreModel(RuleBasedStateMachine):
         return [begun, completed(name)] if ends else [begun]
 
     def _step(self, run: Run, text: str) -> list[e.Data]:
-        key = f"{text[:3]} {run.made}"
-        inside = [message_id for message_id, status in run.messages.items() if status == "completed"][-1:]
+        """A step that says something."""
+        key, name = f"{text[:3]} {run.made}", self._name("msg")
         if run.holds:
             run.steps.add(values.mend(key))
-            run.kept.update(inside)
-        return [e.StepCompleted(key=key, output=values.raw(text), inner=tuple(inside))]
+            run.messages[name] = "completed"
+            run.kept.add(name)
+        whole = e.MessageCompleted(message_id=name, status="completed", length=0)
+        return [started(name), whole, e.StepCompleted(key=key, output=values.raw(text), inner=(name,))]
 
     def _ask(self, run: Run, for_us: int) -> list[e.Data]:
         name = self._name("apr")
@@ -409,6 +411,8 @@ class StoreModel(RuleBasedStateMachine):
     def call(self, data: st.DataObject) -> None:
         """A new child, or one of an earlier attempt once more."""
         run = self._run(data)
+        if len(run.children) > 2:
+            run = run.root
         earlier = [child for child in run.children if not child.ended and child.epoch != run.root.attempt]
         child = earlier[0] if earlier else None
         command = c.call_agent(
