@@ -472,11 +472,15 @@ async def test_reject_refuses_and_writes_nothing(tmp_path: Path) -> None:
 async def test_more_runs_than_slots_wait_their_turn(tmp_path: Path) -> None:
     one = Runstone()
     under_way: list[int] = [0, 0]
+    full = asyncio.Event()
 
     @one.agent
     async def agent(run: Run) -> None:
         under_way[0] += 1
         under_way[1] = max(under_way)
+        if under_way[0] == 3:
+            full.set()
+        await full.wait()
         await asyncio.sleep(0.01)
         under_way[0] -= 1
 
