@@ -56,7 +56,7 @@ def _check_seen(
     """What an agent was given is in the log; so every later attempt is given the same."""
     results = {(act.run_id, act.call[0], _canon(act.outcome)) for act in acts.values()}
     steps = Counter(event.run_id for event in events if event.type == "step_completed")
-    given: Counter[tuple[str, int, str]] = Counter()
+    given: Counter[tuple[str, int, str]] = Counter()  # by run, attempt and what was done
     for entry in seen:
         told = runs[entry.run_id]
         given[entry.run_id, entry.attempt, entry.item] += 1
@@ -70,7 +70,7 @@ def _check_seen(
             case tool:
                 denied = tool == "sign" and not {*told.approvals.values()} <= {"open", "approved"}
                 result = entry.run_id, tool, _canon(json.loads(entry.receipt))
-                recorded = len(acts) if denied or result in results else 0
+                recorded = given[entry.run_id, entry.attempt, tool] if denied or result in results else 0
         if given[entry.run_id, entry.attempt, entry.item] > recorded:
             raise Violation(f"an agent was given what is not in the log: {entry}")
 
