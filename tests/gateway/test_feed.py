@@ -14,7 +14,7 @@ from statistics import median
 
 import httpx2
 import pytest
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 
 from tests.log.support import Lossy
 from tests.support.devices import SOON_S, Device, Resource, SocketDevice, SseDevice, by_id, following, listed
@@ -320,6 +320,15 @@ async def test_a_thread_that_changes_often_is_sent_less_often_and_ends_as_it_is(
         assert device.items < 150
 
 
+async def next_frame(socket: ClientConnection) -> Resource:
+    """The next one but signs of life."""
+    async with asyncio.timeout(SOON_S):
+        while (frame := json.loads(await socket.recv())) == {"op": "pong"}:
+            pass
+    found: Resource = frame
+    return found
+
+
 # --- cursors -------------------------------------------------------------------------------------------------
 
 
@@ -332,7 +341,7 @@ def moved(cursor: str, **to: object) -> str:
 
 async def test_a_cursor_that_cannot_be_honoured_is_refused_and_never_guessed(home: str) -> None:
     async with httpx2.AsyncClient(base_url=home, headers=STREAM) as http, connect(f"ws{home[4:]}/v1/ws") as socket:
-        await socket.recv()
+        await next_frame(socket)
         await http.post("/v1/threads")
         good = (await http.get("/v1/threads")).json()["feed"]
         cases = {
@@ -355,7 +364,7 @@ async def test_a_cursor_that_cannot_be_honoured_is_refused_and_never_guessed(hom
             assert (answer.status_code, answer.json()["code"]) == (status, code), cursor
             assert answer.json()["remedy"]
             await socket.send(json.dumps({"op": "feed", "id": 7, "after": cursor}))
-            frame = json.loads(await socket.recv())
+            frame = await next_frame(socket)
             assert (frame["op"], frame["id"], frame["status"], frame["code"]) == ("error", 7, status, code), cursor
             if cursor and cursor.isascii():
                 by_header = await http.get("/v1/feed", headers={"last-event-id": cursor}, params={"after": good})
@@ -363,9 +372,9 @@ async def test_a_cursor_that_cannot_be_honoured_is_refused_and_never_guessed(hom
                 if status == 422:
                     assert by_header.json()["errors"][0]["path"] == "Last-Event-ID"
         await socket.send(json.dumps({"op": "feed", "id": 8, "after": 17}))
-        assert json.loads(await socket.recv())["code"] == "invalid"
+        assert (await next_frame(socket))["code"] == "invalid"
         await socket.send(json.dumps({"op": "feed", "id": 9, "after": good}))
-        assert json.loads(await socket.recv()) == {"op": "ok", "id": 9}, "the socket stayed"
+        assert await next_frame(socket) == {"op": "ok", "id": 9}, "the socket stayed"
 
 
 async def test_a_feed_without_the_header_of_a_stream_is_refused_instead_of_hanging(home: str) -> None:
@@ -403,29 +412,22 @@ async def test_a_second_feed_on_a_socket_takes_the_place_of_the_first(home: str)
         connect(f"ws{home[4:]}/v1/ws") as socket,
         asyncio.timeout(SOON_S),
     ):
-
-        async def next_frame() -> Resource:
-            while (frame := json.loads(await socket.recv())) == {"op": "pong"}:
-                pass
-            found: Resource = frame
-            return found
-
-        await next_frame()
+        await next_frame(socket)
         path = f"/v1/threads/{(await http.post('/v1/threads')).json()['thread_id']}"
         await socket.send('{"op":"feed","id":1}')
         await socket.send('{"op":"feed","id":2}')
         said: list[Resource] = []
         while [frame["op"] for frame in said].count("caught_up") < 1 or {"op": "ok", "id": 2} not in said:
-            said.append(await next_frame())
+            said.append(await next_frame(socket))
         while said[-1]["op"] != "caught_up":
-            said.append(await next_frame())
+            said.append(await next_frame(socket))
         again = said[said.index({"op": "ok", "id": 2}) + 1 :]
         assert [frame["op"] for frame in again] == ["thread", "caught_up"]
         await http.patch(path, json={"title": "once"})
-        changed = await next_frame()
+        changed = await next_frame(socket)
         assert (changed["op"], changed["thread"]["title"]) == ("thread", "once")
         await socket.send('{"op":"ping","id":3}')
-        assert await next_frame() == {"op": "pong", "id": 3}, "and it was said once"
+        assert await next_frame(socket) == {"op": "pong", "id": 3}, "and it was said once"
 
 
 async def test_a_feed_counts_as_a_stream_of_its_user(store_url: str) -> None:

@@ -13,12 +13,14 @@ from runstone import commands as c
 from runstone.brokers.local import LocalBroker
 from runstone.clock import SystemClock
 from runstone.errors import CursorAhead, StoreFailed
-from runstone.limits import FEED_PAUSE_S, FEED_ROWS_MAX
+from runstone.limits import FEED_ROWS_MAX
 from runstone.log import FeedTail, Log
 from runstone.log import feed as feed_module
 from runstone.log import log as log_module
+from runstone.log.feed import Feeds
 from runstone.metrics import Metrics
 from runstone.stores.sqlite import SqliteStore
+from runstone.views import FeedPage
 from tests.log.support import Doubling, Lossy, draft, opened, soon
 from tests.stores.making import custom
 
@@ -81,20 +83,34 @@ async def test_without_hints_the_poll_wakes_a_reader(tmp_path: Path, monkeypatch
             assert await read_all(tail) == [thread_id]
 
 
-async def test_a_reader_is_woken_by_its_users_threads_only_and_not_by_tokens(tmp_path: Path) -> None:
+async def test_a_reader_is_woken_by_its_users_threads_only_and_not_by_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "POLL_S", 3600)
+    monkeypatch.setattr(feed_module, "FEED_PAUSE_S", 0)
     async with opened(tmp_path) as place:
         row, box = await place.run()
         woken = asyncio.Event()
         async with place.log.feed("alice", after=None, wake=woken.set) as tail:
             await read_all(tail)
-            await asyncio.sleep(2 * FEED_PAUSE_S)
+            await asyncio.sleep(0)  # the pause, which is none
             woken.clear()
             await created(place.log, "bob")
             await box.append(draft(row, custom()), draft(row, custom()))
             assert not woken.is_set()
             assert not tail.behind
-            await created(place.log)
-            assert woken.is_set()
+            thread_id = await created(place.log)
+            for change in (
+                None,
+                c.update_thread("alice", thread_id, title="new", metadata=UNSET),
+                c.delete_thread("alice", thread_id),
+            ):
+                if change is not None:
+                    await place.log.append(change)
+                assert woken.is_set(), change
+                assert await read_all(tail) == [thread_id]
+                await asyncio.sleep(0)
+                woken.clear()
 
 
 async def test_changes_of_a_busy_moment_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,13 +151,21 @@ async def test_a_reader_that_is_far_behind_reads_page_after_page_without_a_pause
 async def test_a_hint_during_a_read_is_not_lost_with_it(tmp_path: Path) -> None:
     async with opened(tmp_path) as place:
         first = await created(place.log)
-        async with place.log.feed("alice", after=None, wake=lambda: None) as tail:
-            reading = asyncio.create_task(tail.read())
-            await asyncio.sleep(0)  # it is on its way to the store
-            second = await created(place.log)
-            found = [item.thread_id for item in (await reading).items]
-            await soon(lambda: tail.behind or second in found, turns=1_000_000)
-            assert found + await read_all(tail) == [first, second]
+        made: list[str] = []
+
+        async def read(user_id: str, after: int, deleted_after: int) -> FeedPage:
+            page = await place.log.rows.feed(user_id, after=after, limit=FEED_ROWS_MAX, deleted_after=deleted_after)
+            if not made:
+                made.append(await created(place.log))
+                feeds.hinted(user_id)
+            return page
+
+        feeds = Feeds(read, place.store.feed_heads)
+        tail = await feeds.follow("alice", after=None, wake=lambda: None)
+        assert [item.thread_id for item in (await tail.read()).items] == [first]
+        await soon(lambda: tail.behind, turns=1_000_000)
+        assert await read_all(tail) == made
+        feeds.leave(tail)
 
 
 async def test_a_cursor_beyond_the_head_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
