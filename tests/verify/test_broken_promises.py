@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from runstone import values
 from tests.verify.conftest import Store
 from tests.verify.history import Event, History, copy
 
@@ -425,6 +426,24 @@ def test_another_call_than_the_one_that_was_approved(log: History) -> None:
     begun.data["input"] = {"command": "rm -rf /"}
     found(
         log, "approval", f"the action {asked.data['action_id']} has another input, expected the one that was approved"
+    )
+
+
+def test_a_repetition_of_an_approved_call_with_another_input(log: History) -> None:
+    run = log.run_no("survivor")
+    first, _, third = log.of(run, "tool_executing", tool="again")
+    asked, decided = (copy(event) for event in guarded(log, "approved"))
+    asked.data |= {"approval_id": "apr_x", "action_id": first.data["action_id"], "input": first.data["input"]}
+    asked.data["input_hash"] = values.digest(values.encode(first.data["input"]))
+    decided.data |= {"approval_id": "apr_x"}
+    for event in (asked, decided):
+        event.thread_no, event.run_no, event.attempt = first.thread_no, run, first.attempt
+        log.insert(event, after=first)
+        log.move(event, before=first)
+    assert log.broken() == []
+    third.data["input"] = {"value": 2}
+    found(
+        log, "approval", f"the action {third.data['action_id']} has another input, expected the one that was approved"
     )
 
 

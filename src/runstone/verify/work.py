@@ -109,7 +109,9 @@ class Work:
         action_id, tool = data.action_id, data.tool
         yield from self._new("action", action_id)
         self.pending[action_id] = tool
-        approved = self._approved.pop(action_id, None)
+        approved = self._approved.get(action_id) or self._approved.get(data.retry_of or "")
+        if approved is not None:
+            self._approved[action_id] = approved  # it holds for what is made in its place, too
         if action_id in self._refused:
             yield Problem("approval", f"the action {action_id} begins, expected it to be approved before")
         elif approved is not None and approved != values.digest(bytes(data.input)):
