@@ -262,7 +262,7 @@ def test_a_program_of_all_kinds_is_killed_after_each_of_its_commits() -> None:
 
 @pytest.mark.torture
 @pytest.mark.timeout(1500)
-@settings(quickly, max_examples=1500)
+@settings(quickly, max_examples=250)
 @given(found=programs, kills=kills)
 def test_many_programs_that_are_killed_come_to_the_same(found: list[Node], kills: list[list[float]]) -> None:
     go_through(found, kills)
