@@ -49,8 +49,8 @@ async def approve(
 async def ask(attempt: Attempt, prompt: str, schema: Any, *, expires_in_s: float, key: str | None) -> Any:
     """The answer to a question, as a value of the type that `schema` names. Raises ApprovalDenied without one."""
     try:
-        adapter = TypeAdapter[Any](schema)
-        described = adapter.json_schema()
+        adapter = TypeAdapter[Any](Any if isinstance(schema, dict) else schema)
+        described = schema if isinstance(schema, dict) else adapter.json_schema()
     except (PydanticUserError, NameError) as error:
         raise Invalid.at("schema", f"must be a type that JSON can be read into: {error}") from None
     encoded = sized("schema", described, INPUT_BYTES_MAX)

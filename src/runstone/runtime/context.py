@@ -213,7 +213,10 @@ class Run:
     async def ask(
         self, prompt: str, schema: Any = str, *, expires_in_s: float = APPROVAL_S, key: str | None = None
     ) -> Any:
-        """A person's answer, of the type that `schema` names. Raises ApprovalDenied where nobody gives one."""
+        """A person's answer, of the type that `schema` names. Raises ApprovalDenied where nobody gives one.
+
+        `schema` is a type as in an annotation, or a JSON Schema; the answer to that is plain JSON.
+        """
         return await approvals.ask(self._attempt, prompt, schema, expires_in_s=expires_in_s, key=_key(key))
 
     async def emit(self, name: str, value: Json = None) -> None:

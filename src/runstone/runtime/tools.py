@@ -123,25 +123,9 @@ class Tool(Generic[P, R]):
         bound.apply_defaults()
         shown = {name: value for name, value in bound.arguments.items() if name not in self._action_names}
         input = called_with(shown)
-        needs_approval = self._approval == "always"
-        asked = attempt.replay.asked(self._question, bytes(input), options.key) if needs_approval else None
-        earlier = attempt.replay.action(self.name, bytes(input), options.key, asked)
-        if earlier is not None:
-            gathered(earlier.first.action_id)  # also of an interrupted call: a step that copes with it contains it
-        elif asked is None:
-            self._check_path(attempt)
-        action_id = None
-        if asked is not None or (needs_approval and earlier is None):  # else it was called when it needed none
-            action_id = await self._approved(attempt, input, options)
-        if earlier is None:
-            pass
-        elif earlier.last.status != "interrupted":
+        earlier, action_id = await self._earlier(attempt, input, options)
+        if earlier is not None and earlier.last.status != "interrupted":
             return self._recorded(earlier)
-        elif not self._idempotent:
-            raise ActionInterrupted(
-                f"{self.name} was under way when an earlier attempt died ({earlier.last.action_id}); "
-                "whether it took effect is not known."
-            )
         async with acting(
             attempt,
             self.name,
@@ -149,7 +133,7 @@ class Tool(Generic[P, R]):
             executor="server",
             private=self._private,
             key=options.key,
-            action_id=action_id if earlier is None else None,
+            action_id=action_id,
             retry_of=None if earlier is None else earlier.last.action_id,
             idempotency_key=None if earlier is None else earlier.first.action_id,
         ) as action:
@@ -160,6 +144,32 @@ class Tool(Generic[P, R]):
             hit("tool_ended")
             action.succeed(self._results.encode(result))
         return self._results.decode(action.output_bytes)
+
+    async def _earlier(self, attempt: Attempt, input: Raw, options: CallOptions) -> tuple[Recorded | None, str | None]:
+        """The call as an earlier attempt made it; or the id that a new one has, where a person has approved it.
+
+        Raises ActionInterrupted, ActionDiverged and ApprovalDenied.
+        """
+        needs_approval = self._approval == "always"
+        asked = attempt.replay.asked(self._question, bytes(input), options.key) if needs_approval else None
+        found = attempt.replay.action(self.name, bytes(input), options.key, asked)
+        if needs_approval and found is not None and found.last.status == "interrupted" and found.last.input != input:
+            found = None  # found by its key, and approved with another input: that is no word on this one
+        if found is not None:
+            gathered(found.first.action_id)  # also of an interrupted call: a step that copes with it contains it
+        elif asked is None:
+            self._check_path(attempt)
+        action_id = None
+        if asked is not None or (needs_approval and found is None):  # else it was called when it needed none
+            action_id = await self._approved(attempt, input, options)
+        if found is None:
+            return None, action_id
+        if found.last.status == "interrupted" and not self._idempotent:
+            raise ActionInterrupted(
+                f"{self.name} was under way when an earlier attempt died ({found.last.action_id}); "
+                "whether it took effect is not known."
+            )
+        return found, None
 
     def _check_path(self, attempt: Attempt) -> None:
         """What side by side comes in another order is found by its input alone; the agent's own steps are not."""
