@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,35 @@ async def test_a_call_with_a_key_is_found_again_whatever_its_input(zygote: Zygot
     assert run.output == [1, 2, "interrupted"]
     assert place.ledger == ["by attempt 1", "aside in 1", "ships 1"]
     assert [event.data.get("key") for event in executing] == ["first", "aside", "parcel"]
+
+
+@app.tool(idempotent=True, approval="always")
+async def transfers(amount: int) -> int:
+    note(f"transfers {amount}")
+    run = Run.current()
+    if run is not None and run.attempt == 1:
+        die()
+    return amount
+
+
+@app.agent
+async def another_amount(run: Run) -> int:
+    """Under the same key, each attempt wants to transfer ten times as much."""
+    return await transfers.options(key="rent")(10**run.attempt)
+
+
+async def test_a_yes_to_one_input_is_none_to_another_that_comes_under_its_key(zygote: Zygote, tmp_path: Path) -> None:
+    async with mortal(zygote, tmp_path, HERE) as place:
+        run = await place.start("another_amount")
+        async with asyncio.timeout(60), aclosing(run.events()) as events:
+            async for event in events:
+                if event.type == "approval_requested":
+                    await place.client.approve(str(event.data["approval_id"]))
+        requested = await place.events(run, "approval_requested")
+        assert [event.data["input"] for event in requested] == [{"amount": 10}, {"amount": 100}]
+        assert (await place.ended(run)).output == 100
+        assert not place.findings()
+    assert place.ledger == ["transfers 10", "transfers 100"]
 
 
 @app.agent
