@@ -12,8 +12,11 @@ import msgspec
 
 
 class Hint(msgspec.Struct, frozen=True):
-    """`events`: thread `id` has events up to `seq`. `feed`: a thread of the user `id` has changed. `work`: there may be a run to claim. `cancel`,
-    `answer` (to one of its approvals) and `ended`: the run `id`."""
+    """What may be worth a look.
+
+    `events`: thread `id` has events up to `seq`. `feed`: a thread of the user `id` has changed. `work`: there may be a
+    run to claim. `cancel`, `answer` (to one of its approvals) and `ended`: the run `id`.
+    """
 
     about: Literal["events", "feed", "work", "cancel", "answer", "ended"]
     id: str = ""

@@ -95,7 +95,7 @@ async def test_clean_up_leaves_what_is_under_way(tasks) -> None:
 async def test_who_comes_while_all_are_stopped_is_stopped_too(tasks) -> None:
     registry = Registry()
     early = registry.register("run_1", tasks(), 1.0)
-    registry.stop_all("shutdown")
+    registry.stop_all("released")
     late = registry.register("run_2", tasks(), 1.0)
     assert [early.stop_reason, late.stop_reason] == ["shutdown", "shutdown"]
 
