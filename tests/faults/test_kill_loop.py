@@ -41,7 +41,7 @@ async def test_killed_hundreds_of_times_all_runs_end_and_nothing_is_done_twice(z
 
 @pytest.mark.torture
 @pytest.mark.timeout(1700)
-@pytest.mark.parametrize(("journal_mode", "kills"), [("wal", 2500), ("delete", 500)])
+@pytest.mark.parametrize(("journal_mode", "kills"), [("wal", 2000), ("delete", 300)])
 async def test_killed_thousands_of_times_all_runs_end_and_nothing_is_done_twice(
     zygote: Zygote, tmp_path: Path, journal_mode: str, kills: int
 ) -> None:

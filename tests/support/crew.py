@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import time
 from collections.abc import Awaitable
+from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +20,7 @@ from runstone import Action, ActionInterrupted, AgentError, ApprovalDenied, Run,
 from tests.support import ledger
 
 LEDGER = "CREW_LEDGER"  # the variable that names the ledger's file
+DIES_AT = "CREW_DIES_AT"  # and the one that says at which of their results the agents kill their worker
 ATTEMPTS = 1_000_000  # these runs are to end, however often they are killed
 PAUSE_S = 0.002  # before and after an effect, for a kill to land in
 
@@ -117,9 +120,18 @@ async def _do(run: Run, item: Item) -> Any:
             raise AgentError(item["item"])
         case kind:
             result = await _asked_for(run, kind, item)
-            seen = ledger.Entry(run.id, run.attempt, ledger.SEEN, kind, json.dumps(result))
-            ledger.note(os.environ[LEDGER], seen)  # at once: what it was given, it was given
+            _given(ledger.Entry(run.id, run.attempt, ledger.SEEN, kind, json.dumps(result)))
             return result
+
+
+_results = count(1)
+
+
+def _given(seen: ledger.Entry) -> None:
+    """At once, before anything else has its turn: what an agent was given, it was given."""
+    ledger.note(os.environ[LEDGER], seen)
+    if next(_results) == int(os.environ.get(DIES_AT, "0")):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def _asked_for(run: Run, kind: str, item: Item) -> Any:

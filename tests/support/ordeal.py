@@ -101,6 +101,10 @@ class Ordeal:
     async def _hurry(self) -> None:
         """Once, at the end: so that every run ends."""
 
+    def _armed(self, name: str, passage: int) -> dict[str, str]:
+        """The environment in which a server dies there."""
+        return {"RUNSTONE_FAILPOINTS": f"{name}=kill:{passage}"}
+
     def _before_logs(self) -> None:
         """Right before the logs are read."""
 
@@ -134,7 +138,7 @@ class Ordeal:
     async def _round(self) -> None:
         self._dice = random.Random(f"{self._seed} life {self.kills}")
         aim = self._dice.choice(sorted(self._failpoints)) if self._dice.random() < self._aim_share else ""
-        armed = f"{aim}=kill:{self._dice.randint(*self._failpoints[aim])}" if aim else ""
+        armed = self._armed(aim, self._dice.randint(*self._failpoints[aim])) if aim else {}
         linger_s = self._dice.uniform(0, LINGER_S)
         drain_s = self._dice.uniform(0, DRAIN_S) if self._dice.random() < self.drain_share else None
         if aim == "released":
@@ -161,9 +165,9 @@ class Ordeal:
         await asyncio.gather(*watching)
         self._retire()
 
-    async def _start(self, armed: str) -> bool:
+    async def _start(self, armed: dict[str, str]) -> bool:
         try:
-            await asyncio.to_thread(self.server.start, RUNSTONE_FAILPOINTS=armed, **self._environment)
+            await asyncio.to_thread(self.server.start, **self._environment, **armed)
         except DiedAtStart:
             self.kills += 1
             self.aimed += 1
@@ -336,7 +340,7 @@ class Ordeal:
     # --- the end -------------------------------------------------------------------------------------------
 
     async def _finish(self) -> None:
-        await self._start("")
+        await self._start({})
         await self._check()
         await self._hurry()
         for run in self._runs:

@@ -12,7 +12,7 @@ import apsw
 from runstone.client.reducer import ThreadView
 from runstone.client.stream import Event
 from tests.support import conduct, ledger
-from tests.support.crew import LEDGER, Item, Plan
+from tests.support.crew import DIES_AT, LEDGER, Item, Plan
 from tests.support.forked import ForkedServer
 from tests.support.history import RunHistory, Violation, parse
 from tests.support.ordeal import Failpoints, Ordeal, Started
@@ -31,6 +31,7 @@ FAILPOINTS: Failpoints = {
     "answered": (1, 2),
     "agent_ended": (1, 4),
     "released": (1, 1),
+    "given": (1, 20),  # an agent got a result, this very moment
 }
 AIM_SHARE = 0.55
 UNFINISHED = 4  # root runs that are under way, or wait, at a time
@@ -165,6 +166,9 @@ class Toil(Ordeal):
                 await self._answer(hurry=True)
 
     # --- what must hold ------------------------------------------------------------------------------------
+
+    def _armed(self, name: str, passage: int) -> dict[str, str]:
+        return {DIES_AT: str(passage)} if name == "given" else super()._armed(name, passage)
 
     def _before_logs(self) -> None:
         self._entries = ledger.entries(self._ledger)
