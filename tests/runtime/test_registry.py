@@ -97,7 +97,7 @@ async def test_who_comes_while_all_are_stopped_is_stopped_too(tasks) -> None:
     early = registry.register("run_1", tasks(), 1.0)
     registry.stop_all("released")
     late = registry.register("run_2", tasks(), 1.0)
-    assert [early.stop_reason, late.stop_reason] == ["shutdown", "shutdown"]
+    assert [early.stop_reason, late.stop_reason] == ["released", "released"]
 
 
 async def test_the_registry_may_change_while_somebody_goes_through_it(tasks) -> None:
