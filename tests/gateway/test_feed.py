@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import json
 import random
 import sys
@@ -16,6 +17,7 @@ import httpx2
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
+from runstone.log import FeedTail
 from tests.log.support import Lossy
 from tests.support.devices import SOON_S, Device, Resource, SocketDevice, SseDevice, by_id, following, listed
 from tests.support.dice import dice
@@ -428,6 +430,8 @@ async def test_a_second_feed_on_a_socket_takes_the_place_of_the_first(home: str)
         assert (changed["op"], changed["thread"]["title"]) == ("thread", "once")
         await socket.send('{"op":"ping","id":3}')
         assert await next_frame(socket) == {"op": "pong", "id": 3}, "and it was said once"
+        gc.collect()
+        assert sum(isinstance(one, FeedTail) for one in gc.get_objects()) == 1, "the first is not kept"
 
 
 async def test_a_feed_counts_as_a_stream_of_its_user(store_url: str) -> None:
