@@ -32,7 +32,7 @@ new Promise(done => {
   const look = () => {
     const last = window.events.at(-1);
     if (["agent_completed", "agent_failed", "agent_cancelled"].includes(last.type)) done(
-      [window.opened, window.events.map(event => [event.seq, event.type, event.data.delta ?? ""])]
+      [window.opened, window.events.map(event => [event.seq, event.type, event.data.delta ?? "", event.attempt ?? 0])]
     ); else setTimeout(look, 20);
   };
   look();
@@ -64,7 +64,7 @@ def test_event_source_resumes_by_itself_when_the_server_is_killed_and_started_ag
     server: ServerProcess, tmp_path: Path
 ) -> None:
     server.start()
-    run = _start(server.url, count=100_000, delay_s=0.01)
+    run = _start(server.url, count=1000, delay_s=0.01)
     with browser(tmp_path) as page:
         page.open(f"{server.url}/healthz")  # any page of the server's own origin
         stream = json.dumps(f"/v1/runs/{run['run_id']}/events")
@@ -73,12 +73,13 @@ def test_event_source_resumes_by_itself_when_the_server_is_killed_and_started_ag
         server.start()
         opened, events = page.evaluate(UNTIL_END)
 
-    seqs = [seq for seq, _, _ in events]
+    seqs = [seq for seq, _, _, _ in events]
     messages = httpx2.get(f"{server.url}/v1/threads/{run['thread_id']}/messages").json()["messages"]
     assert opened >= 2, "the browser did not reconnect"
     assert seqs[: len(first)] == first
     assert seqs == list(range(seqs[0], seqs[-1] + 1)), "an event was lost or came twice"
-    assert "".join(delta for _, _, delta in events) == messages[-1]["content"]
+    assert "attempt_superseded" in [kind for _, kind, _, _ in events]
+    assert "".join(delta for _, _, delta, attempt in events if attempt == 2) == messages[-1]["content"]
 
 
 def test_a_browsers_websocket_gets_the_whole_thread(server: ServerProcess, tmp_path: Path) -> None:

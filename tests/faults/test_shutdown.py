@@ -115,7 +115,7 @@ async def test_what_does_not_end_in_time_is_released_and_attached_clients_come_t
 ) -> None:
     async with live(server) as one:
         running = [
-            await one.start("worker", {"tag": f"r{number}x", "words": 4000, "messages": 1}) for number in range(3)
+            await one.start("worker", {"tag": f"r{number}x", "words": 10_000, "messages": 1}) for number in range(3)
         ]
         queued = [
             await one.start("worker", {"tag": "q", "words": 5, "messages": 1}, run["thread_id"]) for run in running
@@ -177,8 +177,8 @@ async def test_what_ends_in_time_ends_and_its_clients_see_it(server: ServerProce
 async def test_a_kill_in_the_drain_is_no_worse_than_any_kill(
     server: ServerProcess, failpoint: str, reason: str
 ) -> None:
-    async with live(server, grace_s=GRACE_S if failpoint else 15, RUNSTONE_FAILPOINTS=failpoint) as one:
-        run = await one.start("worker", {"tag": "r0x", "words": 4000, "messages": 1})
+    async with live(server, grace_s=0.2 if failpoint else 15, RUNSTONE_FAILPOINTS=failpoint) as one:
+        run = await one.start("worker", {"tag": "r0x", "words": 12_000, "messages": 1})
         audience = Audience(one, [run["thread_id"]])
         watching = await audience.attach(server)
         await said(one, run, "x20")

@@ -64,7 +64,8 @@ async def test_a_new_thread_is_answered_201_with_every_member_of_a_thread(stage:
 async def test_a_run_is_answered_201_and_read_back_with_every_member_of_a_run(stage: Stage) -> None:
     made = await stage.start("say", message="hello", metadata={"trace": "t"})
     assert set(made) == RUN
-    assert (made["status"], made["attempt"], made["input"], made["metadata"]) == ("queued", 0, "hello", {"trace": "t"})
+    assert (made["status"], made["attempt"]) in {("queued", 0), ("running", 1)}, "it may have been claimed already"
+    assert (made["input"], made["metadata"]) == ("hello", {"trace": "t"})
     run = await stage.finished("say", message="hello")
     assert set(run) == RUN
     assert (run["status"], run["attempt"], run["output"], run["error"]) == ("completed", 1, 5, None)

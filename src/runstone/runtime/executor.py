@@ -283,6 +283,8 @@ class Executor:
         if running.stop_reason == "timeout":
             return Failed("Timeout", f"The run took longer than {row.timeout_s:g} s.", reason="timeout")
         if isinstance(tried, _Raised):
+            if isinstance(tried.error, StaleAttempt):
+                raise tried.error  # none of the agent's: the run has gone on, or ended, without it
             return self._failed(tried.error, row)
         if isinstance(tried, _Returned):
             return self._completed(tried.value)
@@ -319,10 +321,13 @@ class Executor:
             logger.info("an agent failed", run=row.run_id, agent=row.agent, error_id=error_id, message=error.detail)
             message = values.mend(error.detail)[:ERROR_CHARS_MAX]
             return Failed(type(error).__name__, message, retryable=error.retryable, id=error_id)
+        shown = values.mend(str(error))[:ERROR_CHARS_MAX]
+        if isinstance(error, RunstoneError):  # what tools, people and other agents made of it: no bug to look for here
+            logger.info("an agent failed", run=row.run_id, agent=row.agent, error_id=error_id, message=shown)
+            return Failed(type(error).__name__, shown, id=error_id)
         logger.error("an agent raised", run=row.run_id, agent=row.agent, error_id=error_id, exc_info=error)
-        shown = f"{type(error).__name__}: look for {error_id} in the server's log."
-        if self._debug or isinstance(error, RunstoneError):
-            shown = values.mend(str(error))[:ERROR_CHARS_MAX]
+        if not self._debug:
+            shown = f"{type(error).__name__}: look for {error_id} in the server's log."
         return Failed(type(error).__name__, shown, id=error_id)
 
     async def _end(self, running: Running, attempt: Attempt, outcome: Outcome) -> str:
