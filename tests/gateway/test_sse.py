@@ -232,7 +232,7 @@ async def test_a_stream_of_a_deleted_thread_ends_with_its_last_event_and_closing
 
 
 async def test_sigterm_says_closing_and_ends_the_streams_in_order(server: ServerProcess) -> None:
-    server.start()
+    server.start(RUNSTONE_GRACE_S="0.5")
     async with live(server) as api:
         run = await api.start("tokens", {"count": 100_000, "delay_s": 0.001})
         url = f"{server.url}/v1/threads/{run['thread_id']}/events"

@@ -98,7 +98,7 @@ async def test_what_a_run_had_said_is_kept_by_a_shutdown_and_the_next_start_goes
 
 @pytest.mark.parametrize("agent", ["ignores", "in_thread", "under_way"])
 async def test_sigterm_ends_the_process_whatever_its_agents_do(server: ServerProcess, agent: str) -> None:
-    server.start()
+    server.start(RUNSTONE_GRACE_S="0.5")
     async with Client(server.url) as client:
         run = await client.start(agent)
         await said(run, "message_completed" if agent == "ignores" else "tool_executing")
