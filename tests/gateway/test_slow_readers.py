@@ -16,7 +16,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from tests.support.live import Live, assert_same, live
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, served
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -34,13 +34,8 @@ GROWTH_BYTES_MAX = STALLED * 4 * MIB  # for each a page, its frames and a write 
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(tmp_path_factory.mktemp("slow"))
-    process.start(RUNSTONE_SEND_DEADLINE_S=str(SEND_DEADLINE_S))
-    yield process
-    process.kill()
-    log = process.log.read_text()
-    assert "Traceback" not in log
-    assert "ASGI" not in log
+    with served(tmp_path_factory.mktemp("slow"), RUNSTONE_SEND_DEADLINE_S=str(SEND_DEADLINE_S)) as process:
+        yield process
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from runstone.limits import MIB
 from tests.support.live import Live, assert_same, live
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, served
 
 pytestmark = pytest.mark.anyio
 
@@ -28,13 +28,8 @@ UNKNOWN_THREAD = "thr_00000000-0000-7000-8000-000000000000"
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    process = ServerProcess(tmp_path_factory.mktemp("ws"))
-    process.start(RUNSTONE_HEARTBEAT_S=str(HEARTBEAT_S))
-    yield process
-    process.kill()
-    log = process.log.read_text()
-    assert "Traceback" not in log
-    assert "ASGI" not in log
+    with served(tmp_path_factory.mktemp("ws"), RUNSTONE_HEARTBEAT_S=str(HEARTBEAT_S)) as process:
+        yield process
 
 
 @pytest.fixture

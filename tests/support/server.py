@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 START_S = 20.0
@@ -86,3 +87,15 @@ class ServerProcess:
         if self._process.stdout is not None:
             self._process.stdout.close()
         return code
+
+
+@contextlib.contextmanager
+def served(folder: Path, **environment: str) -> Iterator[ServerProcess]:
+    """A server for a whole module; nothing may have gone wrong in it unseen."""
+    process = ServerProcess(folder)
+    process.start(**environment)
+    yield process
+    process.kill()
+    log = process.log.read_text()
+    assert "Traceback" not in log
+    assert "ASGI" not in log

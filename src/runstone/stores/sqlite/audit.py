@@ -45,12 +45,6 @@ SELECT thread_no FROM stretches WHERE thread_no > ?1 AND (?2 IS NULL OR thread_n
 ORDER BY thread_no LIMIT 1
 """
 
-# Per table: its rows in order, each with whether the event that makes it stands where the row says.
-_MADE_BY = """
-SELECT {id}, {seq}, {order}, EXISTS (
-    SELECT 1 {events} AND e.seq {where}
-) FROM {table} AS r WHERE thread_id = ?2 AND {order} > ?3 ORDER BY {order} LIMIT {limit}
-"""
 # An event is only found through its thread's stretch.
 _NOT_FOUND = f"""
 SELECT found.thread_no, found.first_seq, found.stretch FROM (
@@ -65,53 +59,47 @@ SELECT thread_no, first_seq, stretch FROM stretches AS s WHERE NOT EXISTS (
     WHERE {STRETCH_OF_EVENT} = +s.stretch AND e.thread_no = s.thread_no AND e.seq = s.first_seq
 ) LIMIT {STRAYS_MAX}
 """
-_NAMED = "AND json_extract(CAST(payload AS TEXT), '$.data.{id}') = r.{id}"
+
+
+def _made_by(table: Table, id: str, seq: str, where: str, *, order: str = "rowid") -> str:
+    """A table's rows in order, each with whether the event that makes it stands where the row says."""
+    return f"""
+        SELECT {id}, {seq}, {order}, EXISTS (SELECT 1 {since("?1", f"r.{seq}")} AND {where})
+        FROM {table} AS r WHERE thread_id = ?2 AND {order} > ?3 ORDER BY {order} LIMIT {_UNEXPLAINED_ROWS}
+    """
+
+
+def _names(id: str) -> str:
+    return f"json_extract(CAST(payload AS TEXT), '$.data.{id}') = r.{id}"
+
+
+_OF_RUN = "e.run_no = (SELECT run_no FROM runs WHERE runs.run_id = r.run_id)"
 _UNEXPLAINED: dict[Table, str] = {
-    "runs": _MADE_BY.format(
-        table="runs",
-        events=since("?1", "r.first_seq"),
-        id="run_id",
-        seq="first_seq",
+    "runs": _made_by(
+        "runs",
+        "run_id",
+        "first_seq",
+        "e.seq <= r.first_seq + 1 AND type = 'run_queued' AND e.run_no = r.run_no",  # its message may stand before it
         order="run_no",
-        where="IN (r.first_seq, r.first_seq + 1) AND type = 'run_queued' AND e.run_no = r.run_no",
-        limit=_UNEXPLAINED_ROWS,
     ),
-    "messages": _MADE_BY.format(
-        table="messages",
-        events=since("?1", "r.first_seq"),
-        id="message_id",
-        seq="first_seq",
-        order="rowid",
-        where="= r.first_seq AND type IN ('user_message', 'message_started') " + _NAMED.format(id="message_id"),
-        limit=_UNEXPLAINED_ROWS,
+    "messages": _made_by(
+        "messages",
+        "message_id",
+        "first_seq",
+        f"e.seq = r.first_seq AND type IN ('user_message', 'message_started') AND {_names('message_id')}",
     ),
-    "actions": _MADE_BY.format(
-        table="actions",
-        events=since("?1", "r.seq"),
-        id="action_id",
-        seq="seq",
-        order="rowid",
-        where="= r.seq AND type = 'tool_executing' " + _NAMED.format(id="action_id"),
-        limit=_UNEXPLAINED_ROWS,
+    "actions": _made_by(
+        "actions", "action_id", "seq", f"e.seq = r.seq AND type = 'tool_executing' AND {_names('action_id')}"
     ),
-    "approvals": _MADE_BY.format(
-        table="approvals",
-        events=since("?1", "r.seq"),
-        id="approval_id",
-        seq="seq",
-        order="rowid",
-        where="= r.seq AND type = 'approval_requested' " + _NAMED.format(id="approval_id"),
-        limit=_UNEXPLAINED_ROWS,
+    "approvals": _made_by(
+        "approvals", "approval_id", "seq", f"e.seq = r.seq AND type = 'approval_requested' AND {_names('approval_id')}"
     ),
-    "steps": _MADE_BY.format(
-        table="steps",
-        events=since("?1", "r.seq"),
-        id="key",
-        seq="seq",
+    "steps": _made_by(
+        "steps",
+        "key",
+        "seq",
+        f"e.seq = r.seq AND type = 'step_completed' AND {_OF_RUN} AND {_names('key')}",
         order="run_id || '/' || key",
-        where="= r.seq AND type = 'step_completed' AND e.run_no = (SELECT run_no FROM runs "
-        "WHERE runs.run_id = r.run_id) " + _NAMED.format(id="key"),
-        limit=_UNEXPLAINED_ROWS,
     ),
 }
 _COUNTED: tuple[Table, ...] = ("runs", "messages", "actions", "approvals", "steps", "state")
