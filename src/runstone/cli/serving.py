@@ -40,7 +40,7 @@ Try, in another terminal:
   {runstone} run chat hello        talk to a model (set OPENAI_API_KEY, or OPENAI_BASE_URL, before the demo)
 
 Press Ctrl-C there: the run goes on, and you are told how to come back.
-Kill this server in the middle, start it again: everything that anyone saw is still there.
+Kill this server in the middle, start it again: the run goes on, and everything that anyone saw is still there.
 """
 
 
