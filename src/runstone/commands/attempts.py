@@ -87,8 +87,9 @@ def claim_runs(agents: frozenset[str], limit: int, worker: str) -> Command:
                 appends.append((item.run.thread, ending(facts, item, outcome, attempt=None)))
                 continue
             run = msgspec.structs.replace(item.run, status="running", attempt=item.run.attempt + 1, owner=worker)
-            started.append(Claimed(run, _left_by(item.run)))
-            appends.append((run.thread, _next_attempt(facts, item, _left_by(item.run), worker)))
+            reason = _left_by(item.run)
+            started.append(Claimed(run, reason))
+            appends.append((run.thread, _next_attempt(facts, item, reason, worker)))
         owners = {claimed.run.run_id: worker for claimed in started}
         return Decision(appends=appends, owners=owners, result=(started, len(facts.claimable)))
 

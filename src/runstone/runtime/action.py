@@ -109,9 +109,8 @@ async def acting(
     await attempt.outbox.append(attempt.draft(executing, private=private))
     gathered(action_id)  # not what was refused as too large
     with gathering() as ids:
-        inner = (
-            ids if executor == "server" else []
-        )  # a later attempt does not enter a tool that has ended, others it does
+        # A later attempt does not enter a tool that has ended; what others run it records anew.
+        inner = ids if executor == "server" else []
         try:
             yield action
         except asyncio.CancelledError:

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 import structlog
-from pydantic_core import to_jsonable_python
 
 from runstone import values
 from runstone.clock import Clock
@@ -222,7 +221,7 @@ class Executor:
             if running.stop_reason == "fenced":
                 raise outbox.failure or StaleAttempt(f"The run {row.run_id} has ended.")
             hit("agent_ended")
-            outcome = self._outcome(running, row)
+            outcome = self._outcome(agent, running, row)
             if agent.provider is not None:
                 self._report(agent.provider, running)  # before the end: whoever sees that finds the breaker so
             return await self._end(running, attempt, outcome), outcome
@@ -274,10 +273,10 @@ class Executor:
         if reason not in {"fenced", "released"}:
             await asyncio.wait({task}, timeout=CANCEL_DEADLINE_S)
 
-    def _outcome(self, running: Running, row: RunRow) -> Outcome:
+    def _outcome(self, agent: AgentDefinition, running: Running, row: RunRow) -> Outcome:
         tried = running.task.result() if running.task.done() and not running.task.cancelled() else None
         if running.stop_reason == "cancelled":
-            return self._completed(tried.value) if isinstance(tried, _Returned) else Cancelled()
+            return self._completed(agent, tried.value) if isinstance(tried, _Returned) else Cancelled()
         if running.stop_reason == "parent":
             return Cancelled("parent")
         if running.stop_reason == "timeout":
@@ -287,7 +286,7 @@ class Executor:
                 raise tried.error  # none of the agent's: the run has gone on, or ended, without it
             return self._failed(tried.error, row)
         if isinstance(tried, _Returned):
-            return self._completed(tried.value)
+            return self._completed(agent, tried.value)
         return Failed("CancelledError", "The agent cancelled itself.")
 
     def _report(self, provider: str, running: Running) -> None:
@@ -304,27 +303,21 @@ class Executor:
             elif is_failure(tried.error) and not isinstance(tried.error, ToolError):
                 self._breakers.report(provider, failed=True)
 
-    def _completed(self, result: object) -> Outcome:
+    def _completed(self, agent: AgentDefinition, result: object) -> Outcome:
         try:
-            encoded = values.encode(to_jsonable_python(result, inf_nan_mode="constants"))
-            if len(encoded) > OUTPUT_BYTES_MAX:
-                raise OutputTooLarge(f"The output is {len(encoded)} bytes; the most is {OUTPUT_BYTES_MAX}.")
-        except (ValueError, Invalid) as error:
+            return Completed(msgspec.Raw(agent.results.encode(result)))
+        except Invalid as error:
             return Failed("TypeError", f"The agent returned what is not JSON: {error}")
         except OutputTooLarge as error:
             return Failed("OutputTooLarge", error.detail)
-        return Completed(msgspec.Raw(encoded))
 
     def _failed(self, error: BaseException, row: RunRow) -> Failed:
         error_id = new_id("err")
-        if isinstance(error, AgentError):
-            logger.info("an agent failed", run=row.run_id, agent=row.agent, error_id=error_id, message=error.detail)
-            message = values.mend(error.detail)[:ERROR_CHARS_MAX]
-            return Failed(type(error).__name__, message, retryable=error.retryable, id=error_id)
         shown = values.mend(str(error))[:ERROR_CHARS_MAX]
-        if isinstance(error, RunstoneError):  # what tools, people and other agents made of it: no bug to look for here
+        if isinstance(error, RunstoneError):  # said by the agent, its tools, people, other agents: no bug to look for
             logger.info("an agent failed", run=row.run_id, agent=row.agent, error_id=error_id, message=shown)
-            return Failed(type(error).__name__, shown, id=error_id)
+            retryable = isinstance(error, AgentError) and error.retryable
+            return Failed(type(error).__name__, shown, retryable=retryable, id=error_id)
         logger.error("an agent raised", run=row.run_id, agent=row.agent, error_id=error_id, exc_info=error)
         if not self._debug:
             shown = f"{type(error).__name__}: look for {error_id} in the server's log."

@@ -180,12 +180,18 @@ class Worker:
         try:
             await self._log.append(beat(self.id))
         except StaleWorker:
-            logger.warning("this worker was taken for dead: it stops its runs and begins anew", worker=self.id)
-            self.registry.stop_under_way("fenced")
-            self.id = new_id("wrk")
-            await self._log.append(beat(self.id, first=True))
+            await self._begin_anew()
         if await self._leases.bury_dead(but=self.id):
             self._work.set()
+
+    async def _begin_anew(self) -> None:
+        """After it was taken for dead; unless it took its leave while it beat."""
+        if not self._registered:
+            return
+        logger.warning("this worker was taken for dead: it stops its runs and begins anew", worker=self.id)
+        self.registry.stop_under_way("fenced")
+        self.id = new_id("wrk")
+        await self._log.append(beat(self.id, first=True))
 
     async def _poll(self) -> None:
         """Finds what lost hints did not say, and what no event begins: times that are over."""
