@@ -45,7 +45,7 @@ async def killed(zygote: Zygote, folder: Path, journal_mode: str, kills: int) ->
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("journal_mode", "kills"), [("wal", 100), ("delete", 25)])
+@pytest.mark.parametrize(("journal_mode", "kills"), [("wal", 100), ("delete", 40)])
 async def test_killed_at_random_it_has_everything_that_anyone_saw(
     zygote: Zygote, tmp_path: Path, journal_mode: str, kills: int
 ) -> None:
